@@ -1,0 +1,1 @@
+"""Turn the slices of a notebook into scripts that run without it."""

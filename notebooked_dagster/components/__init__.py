@@ -1,0 +1,1 @@
+"""The Dagster components that defs.yaml names."""

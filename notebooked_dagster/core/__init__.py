@@ -1,0 +1,1 @@
+"""Middleware everything else stands on: files, settings, logging. Standard library and pydantic only."""

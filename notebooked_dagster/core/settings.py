@@ -1,0 +1,79 @@
+"""Where a project keeps things, and the environment variables that move them."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ..errors import ConfigError
+
+_ROOT_MARKS = ("config.yaml", "workspace.yaml", "dagster.yaml", "assets", "pyproject.toml")
+
+
+class Settings(BaseSettings):
+    """Environment variables that start with ``NOTEBOOKED_``; read when constructed, never at import.
+
+    Attributes:
+        project_root: The project's folder. Found by walking up from the working folder where unset.
+        state_dir: What the project makes and can make again; ``<root>/.notebooked`` where unset.
+        assets_dir: The declarations; ``<root>/assets`` where unset.
+        scripts_dir: The generated scripts, a folder an experiment; ``<root>/scripts`` where unset.
+        debug: Show tracebacks.
+        tracking_uri: The MLflow tracking server; SQLite under the state folder where unset. MLflow's own
+            ``MLFLOW_TRACKING_URI`` is honoured where this is unset.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="NOTEBOOKED_", extra="ignore")
+
+    project_root: Path = Field(default_factory=lambda: find_project_root(Path.cwd()))
+    state_dir: Path | None = None
+    assets_dir: Path | None = None
+    scripts_dir: Path | None = None
+    debug: bool = False
+    tracking_uri: str | None = None
+
+    @cached_property
+    def root(self) -> Path:
+        """The project's folder, absolute."""
+        root = self.project_root.expanduser().resolve()
+        if not root.is_dir():
+            raise ConfigError(
+                "NOTEBOOKED_PROJECT_ROOT is not a folder.",
+                path=root,
+                hint="Point it at the folder that holds assets/ and dagster.yaml.",
+            )
+        return root
+
+    @cached_property
+    def state(self) -> Path:
+        """The state folder, absolute. It may not exist yet."""
+        return self._under_root(self.state_dir, ".notebooked")
+
+    @cached_property
+    def assets(self) -> Path:
+        """The folder of declarations, absolute."""
+        return self._under_root(self.assets_dir, "assets")
+
+    @cached_property
+    def scripts(self) -> Path:
+        """The folder of generated scripts, absolute."""
+        return self._under_root(self.scripts_dir, "scripts")
+
+    def _under_root(self, value: Path | None, default: str) -> Path:
+        chosen = value.expanduser() if value is not None else Path(default)
+        return chosen if chosen.is_absolute() else self.root / chosen
+
+
+def find_project_root(start: Path) -> Path:
+    """The nearest folder from ``start`` upwards that holds an ``assets`` folder or ``config.yaml`` beside a
+    workspace; ``start`` itself where there is none.
+    """
+    start = start.resolve()
+    for folder in (start, *start.parents):
+        present = {mark for mark in _ROOT_MARKS if (folder / mark).exists()}
+        if len(present) >= 2 and present & {"assets", "config.yaml"}:
+            return folder
+    return start

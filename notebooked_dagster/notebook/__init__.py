@@ -1,0 +1,1 @@
+"""Read a notebook and understand it: cells, tags, names, stages, slices, hashes, lint."""

@@ -1,0 +1,1 @@
+"""Where training and serving happen. One protocol, declared capabilities, a lazy registry."""

@@ -1,0 +1,1 @@
+"""Dagster sensors: notebook changes, endpoint health, orphans."""

@@ -1,0 +1,1 @@
+"""Serve a trained model: the server, the supervisor, traffic between versions."""
