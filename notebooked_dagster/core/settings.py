@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from ..errors import ConfigError
+from notebooked_dagster.errors import ConfigError
 
 _ROOT_MARKS = ("config.yaml", "workspace.yaml", "dagster.yaml", "assets", "pyproject.toml")
 

@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..errors import CapabilityError
+from notebooked_dagster.errors import CapabilityError, EndpointNotFoundError
 
 
 class Capability(StrEnum):
@@ -182,7 +182,9 @@ class BaseProvider(ABC):
     capabilities: ClassVar[frozenset[Capability]]
 
     @abstractmethod
-    def train(self, experiment: Experiment, wait: bool = True, *, on_log: LogSink | None = None) -> TrainingJob:
+    def train(
+        self, experiment: Experiment, wait: bool = True, *, on_log: LogSink | None = None
+    ) -> TrainingJob:
         """Train; with ``wait`` return when it has ended.
 
         Args:
@@ -262,8 +264,6 @@ class BaseProvider(ABC):
 
     def endpoint(self, endpoint_name: str) -> Endpoint:
         """One endpoint. Raises EndpointNotFoundError."""
-        from ..errors import EndpointNotFoundError
-
         for endpoint in self.list_endpoints():
             if endpoint.name == endpoint_name:
                 return endpoint
