@@ -1,0 +1,53 @@
+"""What all tests share: a clean environment, and the rule that nothing skips unseen in CI."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ALLOWED_SKIPS = Path(__file__).with_name("allowed_skips.txt")
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the person who runs the tests reaches them."""
+    for name in list(os.environ):
+        if name.startswith(("NOTEBOOKED_", "DAGSTER_", "MLFLOW_", "SM_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.setenv("DO_NOT_TRACK", "1")
+
+
+class SkipWatch:
+    """In CI a test may skip only where ``allowed_skips.txt`` names it."""
+
+    def __init__(self) -> None:
+        lines = ALLOWED_SKIPS.read_text(encoding="utf-8").splitlines()
+        self.allowed = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+        self.surprises: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.skipped and not hasattr(report, "wasxfail") and not report.nodeid.startswith(self.allowed):
+            self.surprises.append(report.nodeid)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.skipped and not report.nodeid.startswith(self.allowed):
+            self.surprises.append(report.nodeid)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self.surprises:
+            terminalreporter.section("skipped, and not listed in tests/allowed_skips.txt")
+            for nodeid in self.surprises:
+                terminalreporter.line(nodeid)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.surprises and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Workers of pytest-xdist report to the controller, which alone judges.
+    if os.environ.get("CI") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(SkipWatch())
