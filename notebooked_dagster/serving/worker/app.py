@@ -1,0 +1,188 @@
+"""The HTTP side of a worker: ``/invocations`` straight on ASGI because it is hot, the rest as a FastAPI app."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from fastapi import FastAPI, Response
+
+from . import metrics as prometheus
+from .engine import Reply
+from .request import JSON, RequestError
+from .traffic import Peer, session_of
+
+if TYPE_CHECKING:
+    from .process import Worker
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_ECHOED = b"x-amzn-sagemaker-custom-attributes"
+
+
+class Front:
+    """The ASGI application on the public port."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._rest = build_app(worker)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            return
+        if scope["path"] != "/invocations":
+            await self._rest(scope, receive, self._closing(send) if self._worker.draining else send)
+            return
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        version = self._worker.version
+        try:
+            if scope["method"] != "POST":
+                raise RequestError(405, "/invocations takes POST.")
+            body = await self._body(headers, receive)
+            reply, version = await self._route(headers, body)
+        except RequestError as error:
+            self._worker.metrics.failed("input")
+            self._worker.metrics.answered(error.status, 0.0)
+            reply = Reply(error.status, error.body())
+        except _ClientGone:
+            return
+        await self._send(reply, version, headers.get(_ECHOED), send)
+
+    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+        limit = self._worker.options.size_limit
+        declared = headers.get(b"content-length")
+        if declared is not None and int(declared) > limit:
+            raise RequestError(413, f"The body has {int(declared)} bytes; the limit is {limit}.")
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _ClientGone
+        body: bytes = message.get("body", b"")
+        if not message.get("more_body", False):
+            if len(body) > limit:
+                raise RequestError(413, f"The body has more than {limit} bytes.")
+            return bytes(body)
+        chunks = [body]
+        size = len(body)
+        try:
+            async with asyncio.timeout(self._worker.options.body_timeout):
+                while message.get("more_body", False):
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise _ClientGone
+                    chunks.append(message.get("body", b""))
+                    size += len(chunks[-1])
+                    if size > limit:
+                        raise RequestError(413, f"The body has more than {limit} bytes.")
+        except TimeoutError:
+            seconds = self._worker.options.body_timeout
+            raise RequestError(408, f"The body did not arrive within {seconds:g} s.") from None
+        return b"".join(chunks)
+
+    async def _route(self, headers: dict[bytes, bytes], body: bytes) -> tuple[Reply, str]:
+        worker = self._worker
+        content_type = headers.get(b"content-type", b"").decode("latin-1")
+        accept = headers.get(b"accept", b"").decode("latin-1") or JSON
+        if accept == "*/*":
+            accept = JSON
+        if worker.split.peers or b"x-notebooked-version" in headers:
+            peer = self._peer(headers)
+            if peer is not None:
+                explicit = b"x-notebooked-version" in headers
+                reply = await worker.forward(peer, body, content_type, accept, fall_back=not explicit)
+                if reply is not None:
+                    return reply, peer.version
+        return await worker.engine.answer(body, content_type, accept), worker.version
+
+    def _peer(self, headers: dict[bytes, bytes]) -> Peer | None:
+        split = self._worker.split
+        asked = headers.get(b"x-notebooked-version")
+        if asked is None:
+            return split.choose(session_of(headers.get(b"x-session-id"), headers.get(b"cookie")))
+        version = asked.decode("latin-1").strip()
+        if version == split.own_version:
+            return None
+        peer = split.named(version)
+        if peer is None:
+            served = ", ".join(sorted([split.own_version, *(p.version for p in split.peers)]))
+            raise RequestError(404, f"Version {version!r} is not served here; these are: {served}.")
+        return peer
+
+    async def _send(self, reply: Reply, version: str, echoed: bytes | None, send: Send) -> None:
+        headers = [
+            (b"content-type", reply.content_type.encode("latin-1")),
+            (b"content-length", str(len(reply.body)).encode()),
+            (b"x-notebooked-version", version.encode()),
+        ]
+        if echoed is not None:
+            headers.append((_ECHOED, echoed))
+        # An unread body would be taken for the next request; a draining worker wants the client to reconnect.
+        if self._worker.draining or reply.status in (405, 408, 413):
+            headers.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        await send({"type": "http.response.body", "body": reply.body})
+
+    def _closing(self, send: Send) -> Send:
+        async def closing(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            await send(message)
+
+        return closing
+
+
+class _ClientGone(Exception):
+    """The client hung up before its request was complete."""
+
+
+def build_app(worker: Worker) -> FastAPI:
+    """Everything but ``/invocations``."""
+    app = FastAPI(title=f"{worker.options.endpoint} (notebooked)", version=worker.version, openapi_url=None)
+
+    @app.get("/ping")
+    async def ping() -> Response:
+        """Liveness, as SageMaker and MLflow ask for it: the process answers."""
+        return Response(b"\n", media_type=JSON)
+
+    @app.get("/health")
+    @app.get("/ready")
+    async def ready() -> Response:
+        """Readiness: the model is loaded and has predicted its input example."""
+        problem = worker.problem
+        body = {"status": "ready" if problem is None else "unready", "version": worker.version}
+        if problem is not None:
+            body["message"] = problem
+        return Response(orjson.dumps(body), 200 if problem is None else 503, media_type=JSON)
+
+    @app.get("/version")
+    async def version() -> Response:
+        """What is served, and the share of each version."""
+        shares = {
+            worker.version: worker.split.own_weight,
+            **{p.version: p.weight for p in worker.split.peers},
+        }
+        return Response(
+            orjson.dumps(
+                {
+                    "endpoint": worker.options.endpoint,
+                    "version": worker.version,
+                    "weights": shares,
+                    "labels": worker.options.labels,
+                    "framework": worker.metadata.get("framework"),
+                    "signature": worker.metadata.get("signature"),
+                }
+            ),
+            media_type=JSON,
+        )
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Figures of all versions that take part in the traffic, in Prometheus's text format."""
+        snapshots = [worker.metrics.snapshot(), *await worker.peer_snapshots()]
+        return Response(prometheus.render(snapshots), headers={"content-type": prometheus.CONTENT_TYPE})
+
+    return app

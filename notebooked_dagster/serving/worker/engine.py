@@ -1,0 +1,148 @@
+"""Answer one prediction request in this process: decode, check, predict, count."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from .metrics import Metrics
+from .model import Model
+from .request import JSON, RequestError, Table, decode
+
+log = logging.getLogger("notebooked.worker")
+
+# A prediction that is quicker than this is done on the event loop: handing it to a thread costs more than it takes.
+_INLINE_SECONDS = 0.005
+_INLINE_BYTES = 64 * 1024
+_MEMORY = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What goes back to the client."""
+
+    status: int
+    body: bytes
+    content_type: str = JSON
+
+
+class Engine:
+    """A loaded model behind a check of its input.
+
+    Predictions run one at a time, as they do in a notebook: on the event loop while they are quick, in one thread
+    of their own once they have turned out slow or the body is large, so that pings are answered meanwhile.
+    """
+
+    def __init__(self, model: Model, metrics: Metrics) -> None:
+        self.model = model
+        self.metrics = metrics
+        self._names = model.signature.names
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="predict")
+        self._usual_seconds = _INLINE_SECONDS
+
+    async def answer(self, body: bytes, content_type: str, accept: str) -> Reply:
+        """The reply to a request; never raises for what the request or the model does wrong."""
+        metrics = self.metrics
+        metrics.in_flight.inc()
+        started = time.perf_counter()
+        try:
+            reply = await self._answer(body, content_type, accept)
+        finally:
+            metrics.in_flight.dec()
+        metrics.answered(reply.status, time.perf_counter() - started)
+        return reply
+
+    async def _answer(self, body: bytes, content_type: str, accept: str) -> Reply:
+        inline = self._usual_seconds < _INLINE_SECONDS and len(body) <= _INLINE_BYTES
+        try:
+            if inline:
+                output, output_type = self._predict(body, content_type, accept)
+            else:
+                loop = asyncio.get_running_loop()
+                output, output_type = await loop.run_in_executor(
+                    self._thread, self._predict, body, content_type, accept
+                )
+        except RequestError as error:
+            self.metrics.failed("input")
+            if error.__cause__ is not None:
+                log.warning("The model refused a request: %s", error.message, exc_info=error.__cause__)
+            return Reply(error.status, error.body())
+        except Exception:
+            self.metrics.failed("prediction")
+            error_id = secrets.token_hex(6)
+            log.exception("Prediction failed, error id %s", error_id)
+            message = (
+                f"The model failed to predict. The server's log has the reason under error id {error_id}."
+            )
+            return Reply(
+                500,
+                orjson.dumps({"error_code": "INTERNAL_ERROR", "message": message, "error_id": error_id}),
+            )
+        return Reply(200, output, output_type)
+
+    def _predict(self, body: bytes, content_type: str, accept: str) -> tuple[bytes, str]:
+        started = time.perf_counter()
+        table = decode(body, content_type, self._names)
+        self.model.signature.check(table)
+        try:
+            answer = self.model.predict(table, accept)
+        except ValueError as error:
+            gap = _first_gap(table)
+            if gap is None:
+                raise
+            raise RequestError(
+                400, f"{gap[0]} is missing (null), and the model does not take missing values.", **gap[1]
+            ) from error
+        elapsed = time.perf_counter() - started
+        self._usual_seconds += _MEMORY * (elapsed - self._usual_seconds)
+        return answer
+
+    def smoke(self) -> str | None:
+        """Predict the input example; what went wrong, in full, or None. Also warms the model and its timing."""
+        example = self.model.input_example
+        if example is None:
+            return None
+        try:
+            # The first call pays for lazy imports; the others tell how long a prediction takes.
+            for _ in range(5):
+                started = time.perf_counter()
+                self._predict(example, JSON, JSON)
+                self._usual_seconds = time.perf_counter() - started
+        except RequestError as error:
+            log.error(
+                "The model's own input example was refused: %s", error.message, exc_info=error.__cause__
+            )
+            return f"The model's own input example was refused: {error.message}"
+        except Exception as error:
+            log.exception("Predicting the input example failed")
+            return f"Predicting the input example failed: {type(error).__name__}: {error}"
+        return None
+
+
+def _first_gap(table: Table) -> tuple[str, dict[str, Any]] | None:
+    """The first missing value of a request, in words and as fields."""
+    if table.by_column is not None:
+        for name, values in table.by_column.items():
+            for row, value in enumerate(values if isinstance(values, list) else [values]):
+                if value is None:
+                    return f"Column {name!r}, row {row}", {"column": name, "row": row}
+        return None
+    for row, record in enumerate(table.rows if table.rows is not None else table.array or []):
+        if isinstance(record, dict):
+            cells: Any = record.items()
+        elif isinstance(record, list):
+            names = table.columns
+            cells = zip(names, record, strict=False) if names else enumerate(record)
+        else:
+            cells = ((0, record),)
+        for column, value in cells:
+            if value is None or (table.text and value == ""):
+                return f"Column {column!r}, row {row}", {"column": column, "row": row}
+    return None
