@@ -25,8 +25,8 @@ import filelock
 import httpx
 import orjson
 
-from .. import errors
-from ..errors import (
+from notebooked_dagster import errors
+from notebooked_dagster.errors import (
     DeploymentConflictError,
     DeploymentError,
     EndpointNotFoundError,
@@ -36,6 +36,7 @@ from ..errors import (
     ProviderError,
     StateError,
 )
+
 from . import processes, state
 from .state import DeploymentSpec, EndpointRecord, EndpointState, Role, Status, VersionRecord
 from .worker import wire
@@ -432,7 +433,7 @@ def _explain(error: NotebookedError, model_dir: Path) -> None:
 def _remapped(text: str, model_dir: Path) -> str:
     if not (model_dir / "source_map.json").is_file():
         return text
-    from ..codegen.traceback import remap
+    from notebooked_dagster.codegen.traceback import remap
 
     return remap(text, model_dir)
 

@@ -18,8 +18,8 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..core.files import write_atomic
-from ..errors import StateError
+from notebooked_dagster.core.files import write_atomic
+from notebooked_dagster.errors import StateError
 
 FORMAT = 1
 STATE_FILE = "endpoint.json"

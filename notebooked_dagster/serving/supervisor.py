@@ -19,7 +19,8 @@ from pathlib import Path
 
 import filelock
 
-from ..errors import DeploymentError, EndpointNotFoundError, NotebookedError, StateError
+from notebooked_dagster.errors import DeploymentError, EndpointNotFoundError, NotebookedError, StateError
+
 from . import processes, state
 from .state import EndpointRecord, Status, VersionRecord
 from .worker import wire
@@ -269,11 +270,11 @@ class Supervisor:
             if version not in self.record.weights:
                 self._stop_reviving(version)
         await self._share_out()
-        if before.champion not in (None, champion):
-            old = self.workers.get(str(before.champion))
-            if old is not None and before.champion in self.record.weights:
-                with contextlib.suppress(OSError):
-                    await old.call({"op": "release"})
+        old = self.workers.get(before.champion or "")
+        if old is not None and before.champion != champion:
+            successor = {"version": champion, "socket": str(self.workers[champion].socket)}
+            with contextlib.suppress(OSError):
+                await old.call({"op": "release", "successor": successor})
         if old_public is not None:
             old_public.close()
         self._retire()
@@ -303,17 +304,11 @@ class Supervisor:
             if version in self.record.weights:
                 continue
             if item is not None and item.keep_warm and version in self.record.history[-1:]:
-                task = asyncio.create_task(self._release(worker))
-            else:
-                del self.workers[version]
-                grace = item.drain_timeout if item is not None else 10.0
-                task = asyncio.create_task(worker.stop(grace))
+                continue
+            del self.workers[version]
+            task = asyncio.create_task(worker.stop(item.drain_timeout if item is not None else 10.0))
             self._retiring.add(task)
             task.add_done_callback(self._retiring.discard)
-
-    async def _release(self, worker: Worker) -> None:
-        with contextlib.suppress(OSError):
-            await worker.call({"op": "release"})
 
     def _prune(self) -> None:
         """Forget versions beyond those kept; their folders go once their workers have ended."""

@@ -12,7 +12,8 @@ from typing import Any
 
 import orjson
 
-from ..errors import DeploymentError
+from notebooked_dagster.errors import DeploymentError
+
 from . import processes
 from .state import EndpointRecord, ProcessIdentity, VersionRecord, model_dir, socket_dir, worker_log
 from .worker import wire

@@ -49,7 +49,7 @@ class Front:
             self._worker.metrics.failed("input")
             self._worker.metrics.answered(error.status, 0.0)
             reply = Reply(error.status, error.body())
-        except _ClientGone:
+        except _ClientGoneError:
             return
         await self._send(reply, version, headers.get(_ECHOED), send)
 
@@ -60,7 +60,7 @@ class Front:
             raise RequestError(413, f"The body has {int(declared)} bytes; the limit is {limit}.")
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise _ClientGone
+            raise _ClientGoneError
         body: bytes = message.get("body", b"")
         if not message.get("more_body", False):
             if len(body) > limit:
@@ -73,7 +73,7 @@ class Front:
                 while message.get("more_body", False):
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise _ClientGone
+                        raise _ClientGoneError
                     chunks.append(message.get("body", b""))
                     size += len(chunks[-1])
                     if size > limit:
@@ -89,28 +89,41 @@ class Front:
         accept = headers.get(b"accept", b"").decode("latin-1") or JSON
         if accept == "*/*":
             accept = JSON
-        if worker.split.peers or b"x-notebooked-version" in headers:
-            peer = self._peer(headers)
+        asked = headers.get(b"x-notebooked-version")
+        successor = worker.successor
+        if asked is not None:
+            peer = self._named(asked.decode("latin-1").strip())
             if peer is not None:
-                explicit = b"x-notebooked-version" in headers
-                reply = await worker.forward(peer, body, content_type, accept, fall_back=not explicit)
-                if reply is not None:
+                reply = await worker.forward(peer, body, content_type, accept)
+                if reply is None:
+                    raise RequestError(503, f"Version {peer.version!r} is down.")
+                return reply, peer.version
+        elif successor is not None:
+            # A client on an old connection gets what serves now, too.
+            reply = await worker.forward(successor, body, content_type, accept)
+            if reply is not None:
+                return reply, successor.version
+        elif worker.split.peers:
+            session = session_of(headers.get(b"x-session-id"), headers.get(b"cookie"))
+            peer = worker.split.choose(session)
+            if peer is not None:
+                reply = await worker.forward(peer, body, content_type, accept)
+                if reply is not None and reply.status < 500:
                     return reply, peer.version
+                worker.metrics.fell_back(peer.version)
         return await worker.engine.answer(body, content_type, accept), worker.version
 
-    def _peer(self, headers: dict[bytes, bytes]) -> Peer | None:
-        split = self._worker.split
-        asked = headers.get(b"x-notebooked-version")
-        if asked is None:
-            return split.choose(session_of(headers.get(b"x-session-id"), headers.get(b"cookie")))
-        version = asked.decode("latin-1").strip()
-        if version == split.own_version:
+    def _named(self, version: str) -> Peer | None:
+        """The peer of a version asked for by name; None for this process's own."""
+        worker = self._worker
+        if version == worker.version:
             return None
-        peer = split.named(version)
-        if peer is None:
-            served = ", ".join(sorted([split.own_version, *(p.version for p in split.peers)]))
-            raise RequestError(404, f"Version {version!r} is not served here; these are: {served}.")
-        return peer
+        others = [*worker.split.peers, *([worker.successor] if worker.successor is not None else [])]
+        for peer in others:
+            if peer.version == version:
+                return peer
+        served = ", ".join(sorted({worker.version, *(peer.version for peer in others)}))
+        raise RequestError(404, f"Version {version!r} is not served here; these are: {served}.")
 
     async def _send(self, reply: Reply, version: str, echoed: bytes | None, send: Send) -> None:
         headers = [
@@ -135,7 +148,7 @@ class Front:
         return closing
 
 
-class _ClientGone(Exception):
+class _ClientGoneError(Exception):
     """The client hung up before its request was complete."""
 
 

@@ -25,6 +25,7 @@ from .engine import Engine, Reply
 from .metrics import Family, Metrics
 from .model import load, read_metadata
 from .traffic import Peer, Split
+from .wire import Pool
 
 log = logging.getLogger("notebooked.worker")
 
@@ -112,6 +113,7 @@ class Worker:
         self.metrics = Metrics(options.endpoint, options.version, restarts=options.restarts)
         self.split = Split(options.version)
         self.draining = False
+        self.successor: Peer | None = None
         self.problem: str | None = "The model is being loaded."
         folder = Path(options.model_dir)
         self.metadata = read_metadata(folder)
@@ -162,6 +164,7 @@ class Worker:
             return {}, b""
         if op == "release":
             self._release()
+            self._follow(header.get("successor"))
             return {}, b""
         if op == "stop":
             self._loop.create_task(self._drain(float(header["grace"])))
@@ -187,6 +190,7 @@ class Worker:
             self._server.should_exit = True
             self._earlier.add(self._serving)
             self._serving.add_done_callback(self._earlier.discard)
+        self.successor = None
         public.setblocking(False)
         self._public = public
         self.draining = False
@@ -218,6 +222,11 @@ class Worker:
             self._public.close()
             self._public = None
 
+    def _follow(self, successor: dict[str, Any] | None) -> None:
+        """Hand what still comes over old connections to the version that serves now."""
+        if successor is not None:
+            self.successor = Peer(successor["version"], 100, Pool(Path(successor["socket"])))
+
     async def _drain(self, grace: float) -> None:
         """Finish what was begun: open connections get their replies, idle ones end by themselves or at the end."""
         self._release()
@@ -235,21 +244,15 @@ class Worker:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._serving, 5)
 
-    async def forward(
-        self, peer: Peer, body: bytes, content_type: str, accept: str, *, fall_back: bool
-    ) -> Reply | None:
-        """Let another version answer; None where it failed and this one should."""
+    async def forward(self, peer: Peer, body: bytes, content_type: str, accept: str) -> Reply | None:
+        """Let another version answer; None where it cannot be reached or is too slow."""
         header = {"op": "predict", "content_type": content_type, "accept": accept}
         try:
             answer, output = await peer.pool.exchange(header, body, timeout=self.options.peer_timeout)
-            reply = Reply(answer["status"], output, answer["content_type"])
-        except (OSError, KeyError, orjson.JSONDecodeError) as error:
+        except (OSError, orjson.JSONDecodeError) as error:
             log.warning("Version %s did not answer: %s", peer.version, error or type(error).__name__)
-            reply = Reply(503, orjson.dumps({"error_code": "UNAVAILABLE", "message": "The version is down."}))
-        if reply.status < 500 or not fall_back:
-            return reply
-        self.metrics.fell_back(peer.version)
-        return None
+            return None
+        return Reply(answer["status"], output, answer["content_type"])
 
     async def peer_snapshots(self) -> list[list[Family]]:
         """The figures of the other versions; one that does not answer is left out."""

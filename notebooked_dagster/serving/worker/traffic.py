@@ -44,10 +44,6 @@ class Split:
         """What the peers leave over."""
         return 100 - sum(peer.weight for peer in self.peers)
 
-    def named(self, version: str) -> Peer | None:
-        """The peer of a version; None where it takes no part."""
-        return next((peer for peer in self.peers if peer.version == version), None)
-
     def choose(self, session: str | None) -> Peer | None:
         """The peer that answers; None for the version of this process. A session always gets the same one."""
         if session is None:
