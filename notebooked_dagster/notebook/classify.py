@@ -488,12 +488,15 @@ class _Classifier:
                 node.ambient
                 and not known.AMBIENT_DISPLAY.match(node.ambient)
                 and not self.looks[node.index].plot
-            ) or (node.is_import and any(
-                module == "__future__"
-                or known.first(module) in known.SIDE_EFFECT_IMPORTS
-                or module in known.SIDE_EFFECT_IMPORTS
-                for module in node.facts.modules
-            )):
+            ) or (
+                node.is_import
+                and any(
+                    module == "__future__"
+                    or known.first(module) in known.SIDE_EFFECT_IMPORTS
+                    or module in known.SIDE_EFFECT_IMPORTS
+                    for module in node.facts.modules
+                )
+            ):
                 extra.append(node.index)
         needed |= self.closure(extra)
 
@@ -527,7 +530,20 @@ class _Classifier:
                 self.verdicts[index] = self._needed_role(node, seen)
             else:
                 self.verdicts[index] = self._unneeded_role(node, seen, bool(training), index in training)
+        self._only_for_inference(needed, [*kept, *evaluation])
         self._settle_ambient(needed)
+
+    def _only_for_inference(self, needed: set[int], core: Sequence[int]) -> None:
+        """What stands behind training and only inference needs is inference."""
+        if not core:
+            return
+        shared = self.closure(core)
+        for index in needed - shared:
+            verdict = self.verdicts[index]
+            if verdict is None or verdict.explicit or index < min(core) or self.nodes[index].ambient:
+                continue
+            if verdict.role in (Role.PREPROCESS, Role.PARAMETERS):
+                self.verdicts[index] = Verdict(Role.INFERENCE, 0.7, f"{verdict.reason} (inference only)")
 
     def _needed_role(self, node: Node, seen: Look) -> Verdict:
         if node.is_import:

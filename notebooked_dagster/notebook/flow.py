@@ -150,7 +150,11 @@ class Flow:
         node.uses = set(facts.uses)
         node.defines = set(facts.defines)
         node.calls = [self._seen(call) for call in facts.calls]
-        node.trains = {name for name in facts.trains if name not in self.imports}
+        node.trains = {
+            name
+            for name in facts.trains
+            if name not in self.imports and name not in self.routines and self._learns(name)
+        }
         node.mutates = self._own_mutations(facts) | node.trains
         if facts.routines and not node.is_definition:
             # A compound statement may call what it defines.
@@ -165,11 +169,20 @@ class Flow:
         self._file_links(node)
         self._bind(node)
 
+    def _learns(self, name: str) -> bool:
+        """Whether what is bound to a name can learn: not a table, a loader, a number."""
+        return self.kinds.get(name) not in ("data", "constant")
+
     def _own_mutations(self, facts: Facts) -> set[str]:
         if not facts.mutates:
             return set()
         stored = {known.first(dotted) for dotted in facts.stored}
-        return {name for name in facts.mutates if name not in self.imports or name in stored}
+        return {
+            name
+            for name in facts.mutates
+            if (name not in self.imports or name in stored)
+            and (name not in facts.trains or self._learns(name))
+        }
 
     def resolve(self, dotted: str) -> str:
         """A dotted name with its head replaced by what was imported under it."""
@@ -244,7 +257,9 @@ class Flow:
 
     def _mutate_argument(self, node: Node, argument: ast.expr, *, training: bool) -> None:
         names = {argument.id} if isinstance(argument, ast.Name) else set()
-        if isinstance(argument, ast.Attribute | ast.Subscript) or (isinstance(argument, ast.Call) and isinstance(argument.func, ast.Attribute)):
+        if isinstance(argument, ast.Attribute | ast.Subscript) or (
+            isinstance(argument, ast.Call) and isinstance(argument.func, ast.Attribute)
+        ):
             names = {dotted_name(argument)[1] or ""} - {""}
         elif isinstance(argument, ast.List | ast.Tuple):
             names = {item.id for item in argument.elts if isinstance(item, ast.Name)}
@@ -414,6 +429,8 @@ class Flow:
             return ("model", "") if "model" in inner else ("", "")
         if isinstance(value, ast.IfExp):
             return self.kind_of(value.body)
+        if isinstance(value, ast.Constant):
+            return "constant", ""
         if not isinstance(value, ast.Call):
             return "", ""
         dotted, root = dotted_name(value.func)
@@ -500,7 +517,11 @@ class Flow:
             return "model"
         if known.CONTAINER_LAYERS.match(head) and known.is_class_name(head):
             return "model"
-        if known.DATA_CLASS.match(name):
+        if known.DATA_CLASS.match(name) or head in (
+            "torch.device",
+            "torch.cuda.is_available",
+            "torch.tensor",
+        ):
             return "data"
         return "instance" if known.is_class_name(head) else ""
 
@@ -515,6 +536,7 @@ class Flow:
         return False
 
     def kind_of_routine(self, routine: Routine, depth: int = 0) -> str:
+        """Kind of a class's instances, or of what a function returns."""
         if routine.is_class:
             for base in routine.bases:
                 resolved = self.resolve(base)

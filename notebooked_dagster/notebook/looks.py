@@ -26,7 +26,19 @@ _METRIC_NAMES = re.compile(
     r"mae\w*|\w*_mae|\w*mape\w*|r2\w*|\w*_r2|test_loss\w*|val_loss\w*|\w*_error|\w*_errors|error_rate|\w*scores?|confusion\w*|conf_mat\w*|cm|report)$"
 )
 _FITTED_ATTRIBUTES = frozenset(
-    ["best_score_", "best_params_", "inertia_", "aic", "bic", "rsquared", "rsquared_adj", "oob_score_", "cv_results_", "loss_curve_", "best_score"]
+    [
+        "best_score_",
+        "best_params_",
+        "inertia_",
+        "aic",
+        "bic",
+        "rsquared",
+        "rsquared_adj",
+        "oob_score_",
+        "cv_results_",
+        "loss_curve_",
+        "best_score",
+    ]
 )
 
 
@@ -80,8 +92,8 @@ def look(node: Node, flow: Flow) -> Look:
     for seen in node.calls:
         _look_at_call(seen, node, found)
     if node.inner:
-        _look_inside(node, found)
-    _look_at_loop(node, found)
+        _look_inside(node, found, flow)
+    _look_at_loop(node, found, flow)
     _look_at_words(node, found)
     if isinstance(stmt, ast.Expr) and not found.trains:
         _look_at_expression(stmt, node, found)
@@ -146,11 +158,7 @@ def _look_at_call(seen: SeenCall, node: Node, found: Look) -> None:
     ):
         found.plot = found.plot or seen.call.name
         return
-    if (
-        method.startswith("plot_")
-        or method in ("plot",)
-        or method.startswith(("draw_", "visualize", "show_"))
-    ):
+    if method == "plot" or method.startswith(("plot_", "draw_", "visualize", "show_")):
         found.plot = found.plot or seen.call.name
     _look_for_training(seen, node, found, has_arguments=has_arguments)
     if known.METRIC_FUNCTIONS.search(dotted) or (
@@ -279,7 +287,7 @@ def _trained(
     found.trains.extend(name for name in names if name not in found.trains)
 
 
-def _look_inside(node: Node, found: Look) -> None:
+def _look_inside(node: Node, found: Look, flow: Flow) -> None:
     """What functions of the notebook do on this statement's behalf."""
     direct = {call.call.name for call in node.calls}
     for seen in node.inner:
@@ -294,7 +302,8 @@ def _look_inside(node: Node, found: Look) -> None:
             and (method != "train" or bool(seen.call.node.args))
         ):
             if not found.train_reason or found.weak:
-                found.trains, found.weak = sorted(node.trains), False
+                learned = [name for name in sorted(node.trains) if flow.kinds.get(name) == "model"]
+                found.trains, found.weak = learned or sorted(node.trains), False
                 found.train_reason = (
                     f"{sorted(direct)[0] if direct else 'a function'}, which calls {seen.call.name}"
                 )
@@ -314,7 +323,7 @@ def _look_inside(node: Node, found: Look) -> None:
             found.loads = found.loads or seen.call.name
 
 
-def _look_at_loop(node: Node, found: Look) -> None:
+def _look_at_loop(node: Node, found: Look, flow: Flow) -> None:
     """A hand-written training loop in the statement itself."""
     if not isinstance(node.stmt, ast.For | ast.While | ast.With | ast.AsyncFor | ast.Expr | ast.If):
         return
@@ -328,7 +337,8 @@ def _look_at_loop(node: Node, found: Look) -> None:
         if not found.train_reason or found.weak:
             found.weak = False
             found.train_reason = f"a loop that calls {reason}"
-        for name in sorted(node.trains):
+        learned = [name for name in sorted(node.trains) if flow.kinds.get(name) == "model"]
+        for name in learned or sorted(node.trains - node.facts.must):
             if name not in found.trains:
                 found.trains.append(name)
 
@@ -364,7 +374,9 @@ def _look_at_expression(stmt: ast.Expr, node: Node, found: Look) -> None:
     if outer.dotted in known.LOOK_FUNCTIONS or method in known.LOOK_METHODS:
         found.shown = True
         found.prints = outer.dotted in ("print", "pprint", "pprint.pprint")
-    elif (node.last and not node.mutates and not found.saves and not found.plot and not node.ambient) or (method in known.PURE_METHODS and not node.mutates):
+    elif (node.last and not node.mutates and not found.saves and not found.plot and not node.ambient) or (
+        method in known.PURE_METHODS and not node.mutates
+    ):
         found.shown = True
 
 

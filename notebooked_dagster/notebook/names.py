@@ -18,9 +18,29 @@ from dataclasses import dataclass, field
 from .calls import MUTATING_METHODS, PURE_METHODS, TRAINING_METHODS
 
 _MODULE, _FUNCTION, _CLASS, _INLINE = range(4)
+#: Methods that name their object alone: what reached it went through a hand-written loop that is looked at as a whole.
+_OF_A_LOOP = frozenset({"step", "backward", "apply_gradients", "minimize"})
 #: Receivers of these are learned things (or hold one) inside a hand-written training loop.
 _LOOP_METHODS = frozenset(
-    ["train", "eval", "zero_grad", "step", "parameters", "fit", "backward", "update", "state_dict", "load_state_dict", "trainable_variables", "trainable_weights", "apply_gradients", "zero_", "minimize", "train_on_batch", "partial_fit"]
+    [
+        "train",
+        "eval",
+        "zero_grad",
+        "step",
+        "parameters",
+        "fit",
+        "backward",
+        "update",
+        "state_dict",
+        "load_state_dict",
+        "trainable_variables",
+        "trainable_weights",
+        "apply_gradients",
+        "zero_",
+        "minimize",
+        "train_on_batch",
+        "partial_fit",
+    ]
 )
 
 
@@ -126,7 +146,7 @@ class _Scope:
     """One scope while it is being visited."""
 
     __slots__ = (
-        "aliases", "binds", "called", "calls", "global_names", "holds", "kind", "methods", "mutated", "outer", "parent",
+        "aliases", "binds", "called", "calls", "global_names", "holds", "kind", "looped", "methods", "mutated", "outer", "parent",
         "reads", "returns", "trained",
     )  # fmt: skip
 
@@ -141,6 +161,7 @@ class _Scope:
         self.holds: dict[str, set[str]] = {}
         self.mutated: set[str] = set()
         self.trained: set[str] = set()
+        self.looped: set[str] = set()
         self.called: set[str] = set()
         self.methods: dict[str, set[str]] = {}
         self.calls: list[Call] = []
@@ -221,7 +242,7 @@ class _Visitor:
         facts.calls = scope.calls
         facts.aliases = scope.aliases
         facts.holds = scope.holds
-        facts.trains = _reach(scope.trained, scope.aliases, scope.holds) & external
+        facts.trains = _trained(scope) & external
         facts.mutates = (_reach(scope.mutated, scope.aliases) | facts.trains) & external
         facts.uses |= facts.mutates - facts.must - facts.defines
         return facts
@@ -650,7 +671,7 @@ class _Visitor:
         target.reads.update(free)
         # A nested function is as good as called by the function around it.
         target.mutated.update(_reach(scope.mutated, scope.aliases) - local)
-        target.trained.update(_reach(scope.trained, scope.aliases, scope.holds) - local)
+        target.trained.update(_trained(scope) - local)
         target.calls.extend(scope.calls)
 
     def _global_writes(self, names: set[str]) -> None:
@@ -795,6 +816,9 @@ class _Visitor:
             if through_call and method not in TRAINING_METHODS:
                 return
             self._mutate(root, training=method in TRAINING_METHODS)
+            if method in _OF_A_LOOP:
+                scope.trained.discard(root)
+                scope.looped.add(root)
         elif method[-1:] == "_" and method[:1] != "_":
             self._mutate(root)
             for name in _roots(call.node.args):
@@ -817,16 +841,63 @@ class _Visitor:
         for root, names in scope.methods.items():
             if names & _LOOP_METHODS:
                 scope.mutated.add(root)
-                scope.trained.add(root)
+                scope.looped.add(root)
         for name in scope.called:
             if name[:1].islower() and name not in _NEVER_MODELS:
-                scope.trained.add(name)
+                scope.looped.add(name)
                 scope.mutated.add(name)
 
 
 _NEVER_MODELS = frozenset(
-    ["print", "len", "range", "enumerate", "zip", "int", "float", "str", "list", "dict", "set", "tuple", "isinstance", "getattr", "setattr", "iter", "next", "sum", "min", "max", "abs", "round", "sorted", "map", "filter", "open", "type", "tqdm", "trange", "display", "super", "format", "reversed", "any", "all", "bool", "criterion", "loss_fn", "loss_func", "loss_function", "time"]
+    [
+        "print",
+        "len",
+        "range",
+        "enumerate",
+        "zip",
+        "int",
+        "float",
+        "str",
+        "list",
+        "dict",
+        "set",
+        "tuple",
+        "isinstance",
+        "getattr",
+        "setattr",
+        "iter",
+        "next",
+        "sum",
+        "min",
+        "max",
+        "abs",
+        "round",
+        "sorted",
+        "map",
+        "filter",
+        "open",
+        "type",
+        "tqdm",
+        "trange",
+        "display",
+        "super",
+        "format",
+        "reversed",
+        "any",
+        "all",
+        "bool",
+        "criterion",
+        "loss_fn",
+        "loss_func",
+        "loss_function",
+        "time",
+    ]
 )
+
+
+def _trained(scope: _Scope) -> set[str]:
+    """Everything a scope trains: what it fits with what that was made from, and what its loops step."""
+    return _reach(scope.trained, scope.aliases, scope.holds) | scope.looped
 
 
 def _parameters(arguments: ast.arguments) -> list[ast.arg]:
@@ -840,7 +911,7 @@ def _parameters(arguments: ast.arguments) -> list[ast.arg]:
 
 def _routine(name: str, positional: tuple[str, ...], params: list[ast.arg], scope: _Scope) -> Routine:
     local = scope.binds - scope.global_names - {argument.arg for argument in params}
-    trains = _reach(scope.trained, scope.aliases, scope.holds) - local
+    trains = _trained(scope) - local
     return Routine(
         name=name,
         params=positional,
@@ -861,7 +932,7 @@ def _class_routine(node: ast.ClassDef, methods: list[_Scope], deferred: set[str]
         local = scope.binds - scope.global_names
         routine.writes |= scope.outer
         routine.mutates |= _reach(scope.mutated, scope.aliases) - local
-        routine.trains |= _reach(scope.trained, scope.aliases, scope.holds) - local
+        routine.trains |= _trained(scope) - local
         routine.calls.extend(scope.calls)
     return routine
 

@@ -102,6 +102,16 @@ def _inference_members(
     return reach | outcome.closure([*classes, *future], stop=train_like)
 
 
+def _comes_earlier(
+    outcome: Classification, source: int, mine: set[int], members: set[int], rank: int
+) -> bool:
+    """Whether a name from ``source`` has to be handed to a stage: an earlier stage made it, or training did."""
+    other = _STAGE_OF.get(outcome.verdicts[source].role)
+    if source in mine or other is None or other in (Stage.IMPORTS, Stage.UTILS):
+        return False
+    return source not in members or _ORDER.index(other) < rank
+
+
 def _slice(
     flow: Flow,
     outcome: Classification,
@@ -115,15 +125,13 @@ def _slice(
     defined = {name for index in mine for name in flow.nodes[index].defines}
     inputs: set[str] = set()
     rank = _ORDER.index(stage)
-    for index in sorted(members if stage is Stage.INFERENCE else mine):
-        for name, sources in flow.nodes[index].deps.items():
-            if name.startswith("\0"):
-                continue
-            for source in sources:
-                other = _STAGE_OF.get(outcome.verdicts[source].role)
-                if source not in mine and other is not None and other not in (Stage.IMPORTS, Stage.UTILS):
-                    if _ORDER.index(other) < rank:
-                        inputs.add(name)
+    for index in sorted(members if stage is not Stage.TRAIN else mine):
+        node = flow.nodes[index]
+        read = [(name, sources) for name, sources in node.deps.items() if not name.startswith("\0")]
+        read += [(name, flow.final.get(name, ())) for name in node.facts.deferred if name not in node.deps]
+        for name, sources in read:
+            if any(_comes_earlier(outcome, source, mine, members, rank) for source in sources):
+                inputs.add(name)
     outputs: set[str] = set()
     for later, indices in everything.items():
         if _ORDER.index(later) <= rank:
