@@ -85,6 +85,9 @@ class EndpointControl:
                     health_timeout=spec.health_timeout,
                     drain_timeout=spec.drain_timeout,
                     size_limit=spec.size_limit,
+                    body_timeout=spec.body_timeout,
+                    idle_timeout=spec.idle_timeout,
+                    connection_limit=spec.connection_limit,
                     memory_limit=spec.memory_limit,
                     keep_warm=spec.keep_warm,
                 )
@@ -442,10 +445,11 @@ def _supervisor_failure(folder: Path, code: int | None) -> NotebookedError:
     from .workers import last_lines
 
     said = "did not answer in time" if code is None else f"ended with code {code}"
+    lines = last_lines(folder / "supervisor.log")
     return DeploymentError(
-        f"The supervisor of endpoint {folder.name!r} {said}.",
+        f"The supervisor of endpoint {folder.name!r} {said}: {lines[-1] if lines else 'it wrote nothing'}",
         path=folder / "supervisor.log",
-        details={"log": last_lines(folder / "supervisor.log")},
+        details={"log": lines},
     )
 
 

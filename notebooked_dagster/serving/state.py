@@ -62,6 +62,9 @@ class DeploymentSpec:
         health_timeout: Seconds the new version has to load and to predict its input example.
         drain_timeout: Seconds the replaced version has to finish open requests.
         size_limit: Largest request body, in bytes.
+        body_timeout: Seconds a client has to send its body.
+        idle_timeout: Seconds after which a connection without a complete request is closed.
+        connection_limit: Connections at once; more are answered 503.
         memory_limit: Address space of the worker in bytes (``RLIMIT_AS``); None for no limit.
         keep: How many versions that serve no more are kept for rollback.
         keep_warm: Leave the replaced version loaded, so that a rollback takes no time.
@@ -79,6 +82,9 @@ class DeploymentSpec:
     health_timeout: float = 120.0
     drain_timeout: float = 10.0
     size_limit: int = 16 * 1024 * 1024
+    body_timeout: float = 30.0
+    idle_timeout: float = 15.0
+    connection_limit: int = 1024
     memory_limit: int | None = None
     keep: int = 3
     keep_warm: bool = False
@@ -155,6 +161,9 @@ class VersionRecord(BaseModel):
     health_timeout: float = 120.0
     drain_timeout: float = 10.0
     size_limit: int = 16 * 1024 * 1024
+    body_timeout: float = 30.0
+    idle_timeout: float = 15.0
+    connection_limit: int = 1024
     memory_limit: int | None = None
     keep_warm: bool = False
     process: ProcessIdentity | None = None

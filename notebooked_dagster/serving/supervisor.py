@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -35,6 +36,7 @@ _BACKOFF = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 _CRASH_LIMIT = 6
 _STEADY_AFTER = 60.0
 _BACKLOG = 2048
+_PORT_PATIENCE = 1.0
 _UNAVAILABLE = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
     b"retry-after: 30\r\nconnection: close\r\n\r\n%s"
@@ -110,7 +112,7 @@ class Supervisor:
         """Start a version, prove it, and only then let traffic and state change."""
         item = VersionRecord.model_validate(header["version"])
         weight = int(header["weight"])
-        public = self._bind(header.get("host") or self.record.host, header.get("port"))
+        public = await self._bind(header.get("host") or self.record.host, header.get("port"))
 
         def change(plan: EndpointRecord) -> None:
             plan.versions[item.version] = item
@@ -222,6 +224,8 @@ class Supervisor:
 
     async def _ensure(self, header: wire.Header) -> None:
         """Bring back what should serve and does not, also after it was given up; wait until it does."""
+        if self._public is None and self.record.champion is not None:
+            self._public = await self._bind(self.record.host, self.record.port)
         for version in self.record.weights:
             worker = self.workers.get(version)
             if worker is not None and worker.poll() is None:
@@ -306,9 +310,13 @@ class Supervisor:
             if item is not None and item.keep_warm and version in self.record.history[-1:]:
                 continue
             del self.workers[version]
-            task = asyncio.create_task(worker.stop(item.drain_timeout if item is not None else 10.0))
-            self._retiring.add(task)
-            task.add_done_callback(self._retiring.discard)
+            self._retire_worker(worker)
+
+    def _retire_worker(self, worker: Worker) -> None:
+        item = self.record.versions.get(worker.version)
+        task = asyncio.create_task(worker.stop(item.drain_timeout if item is not None else 10.0))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
 
     def _prune(self) -> None:
         """Forget versions beyond those kept; their folders go once their workers have ended."""
@@ -346,7 +354,7 @@ class Supervisor:
 
     # The public socket
 
-    def _bind(self, host: str, port: int | None) -> socket.socket | None:
+    async def _bind(self, host: str, port: int | None) -> socket.socket | None:
         """Listen on the wanted address; None where that is done already.
 
         Raises:
@@ -359,25 +367,22 @@ class Supervisor:
             if host == self.record.host and port in (None, 0, bound[1]):
                 return None
         wanted = port if port is not None else (self.record.port if self._public is None else 0)
-        try:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            sock = socket.socket(family, socket.SOCK_STREAM)
-        except OSError as error:
-            raise DeploymentError(f"No socket for {host}: {error}.") from error
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind((host, wanted))
-            sock.listen(_BACKLOG)
-        except OSError as error:
-            sock.close()
-            holder = processes.listening_on(wanted) if wanted else ""
-            raise DeploymentError(
-                f"Port {wanted} on {host} cannot be used: {error.strerror or error}"
-                + (f"; {holder} listens there." if holder else "."),
-                hint="Stop that program, or deploy with another port, or without one to get a free one.",
-                details={"host": host, "port": wanted},
-            ) from error
-        return sock
+        deadline = time.monotonic() + _PORT_PATIENCE
+        while True:
+            try:
+                return _listening(host, wanted)
+            except OSError as error:
+                # A process that was just killed holds its sockets until its last thread has ended.
+                if error.errno == errno.EADDRINUSE and time.monotonic() < deadline:
+                    await asyncio.sleep(0.05)
+                    continue
+                holder = processes.listening_on(wanted) if wanted else ""
+                raise DeploymentError(
+                    f"Port {wanted} on {host} cannot be used: {error.strerror or error}"
+                    + (f"; {holder} listens there." if holder else "."),
+                    hint="Stop that program, or deploy with another port, or without one to get a free one.",
+                    details={"host": host, "port": wanted},
+                ) from error
 
     async def _start_sorry(self) -> None:
         """Answer 503 while nothing else can: a client that waits for ever learns nothing."""
@@ -413,8 +418,7 @@ class Supervisor:
                     self._heard[version] = time.monotonic()
                     log.info("Adopted version %s, process %d", version, item.process.pid)
                 else:
-                    worker.kill()
-                    item.process = None
+                    self._retire_worker(worker)
         for worker in self.workers.values():
             held = await worker.held_socket()
             if held is not None:
@@ -423,7 +427,13 @@ class Supervisor:
         if self.record.champion is None:
             return
         if self._public is None:
-            self._public = self._bind(self.record.host, self.record.port)
+            try:
+                self._public = await self._bind(self.record.host, self.record.port)
+            except DeploymentError as error:
+                # It stays to be asked: a deployment to another port, or `ensure` once this one is free, repairs it.
+                log.error("%s", error)
+                self._note(self.record.champion, Status.FAILED, error.message)
+                return
         for version in self.record.weights:
             if version not in self.workers:
                 self._start_reviving(version)
@@ -573,6 +583,19 @@ class Supervisor:
         except StateError as error:
             self._unsaved = True
             log.error("%s", error)
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that listens; the system picks the port where it is 0. Raises OSError."""
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(_BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def _crown(plan: EndpointRecord, version: str) -> None:

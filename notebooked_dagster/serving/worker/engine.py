@@ -21,6 +21,7 @@ log = logging.getLogger("notebooked.worker")
 # A prediction that is quicker than this is done on the event loop: handing it to a thread costs more than it takes.
 _INLINE_SECONDS = 0.005
 _INLINE_BYTES = 64 * 1024
+_SLOW_SECONDS = 0.5
 _MEMORY = 0.2
 
 
@@ -110,11 +111,13 @@ class Engine:
         if example is None:
             return None
         try:
-            # The first call pays for lazy imports; the others tell how long a prediction takes.
+            # The first call pays for lazy imports; a few more tell how long a prediction takes, where that is short.
             for _ in range(5):
                 started = time.perf_counter()
                 self._predict(example, JSON, JSON)
                 self._usual_seconds = time.perf_counter() - started
+                if self._usual_seconds > _SLOW_SECONDS:
+                    break
         except RequestError as error:
             log.error(
                 "The model's own input example was refused: %s", error.message, exc_info=error.__cause__
