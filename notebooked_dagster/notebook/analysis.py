@@ -108,7 +108,13 @@ def analyse_path(
 def _to_python(cell: Cell, notebook: Notebook) -> CellCode:
     from .magics import to_python
 
-    return to_python(cell, path=notebook.path)
+    try:
+        return to_python(cell, path=notebook.path)
+    except (RecursionError, MemoryError):
+        error = SyntaxError("it is nested too deeply for Python's parser")
+    except ValueError as problem:  # lone surrogates, which no UTF-8 text has
+        error = SyntaxError(str(problem))
+    return CellCode(cell, cell.source, None, error)
 
 
 def _tags(notebook: Notebook, options: AnalysisOptions) -> tuple[dict[int, tuple[str, ...]], list[Finding]]:

@@ -757,6 +757,11 @@ AMBIENT_DISPLAY = re.compile(
     r"|gc\.collect|mlflow\.\w+|logging\.(?:info|debug|warning|error)|torch\.backends\.\w+\.is_\w+|subprocess\.\w+|os\.system|tensorflow\.config\.(?:list_\w+|experimental\.list_\w+)"
     r"|tensorflow\.config\.get_\w+|tensorflow\.keras\.backend\.(?:int_shape|eval|get_\w+))$"
 )
+#: Of the ambient ones, those that fetch or unpack files: kept only where what is kept reads what they fetched.
+FETCHING = re.compile(
+    r"^(?:urllib\.request\.urlretrieve|wget\.download|gdown\.\w+|kaggle\.\w+(?:\.\w+)*|opendatasets\.download|od\.download|shutil\.\w+"
+    r"|zipfile\..*|tarfile\..*)$"
+)
 SEED_METHODS = frozenset(
     {"seed", "manual_seed", "set_seed", "set_random_seed", "manual_seed_all", "seed_everything"}
 )

@@ -410,7 +410,13 @@ class Flow:
                     self.kinds[name] = node.kinds[name] = "model"
 
     def kind_of(self, value: ast.expr) -> tuple[str, str]:
-        """Kind and maker of a value."""
+        """Kind and maker of a value; unknown where it is nested too deeply to look through."""
+        try:
+            return self._kind_of(value)
+        except RecursionError:
+            return "", ""
+
+    def _kind_of(self, value: ast.expr) -> tuple[str, str]:
         if isinstance(value, ast.Await):
             value = value.value
         if isinstance(value, ast.Name):
@@ -626,25 +632,33 @@ def _opens_for_writing(call: ast.Call) -> bool:
 
 
 def _assignments(stmt: ast.stmt) -> Iterable[tuple[str, ast.expr]]:
-    """(name, value) pairs a statement assigns, compound statements included one level deep or more."""
-    if isinstance(stmt, ast.Assign):
-        for target in stmt.targets:
-            if isinstance(target, ast.Name):
-                yield target.id, stmt.value
-            elif (
-                isinstance(target, ast.Tuple)
-                and isinstance(stmt.value, ast.Tuple)
-                and len(target.elts) == len(stmt.value.elts)
-            ):
-                for name, value in zip(target.elts, stmt.value.elts, strict=True):
-                    if isinstance(name, ast.Name):
-                        yield name.id, value
-    elif isinstance(stmt, ast.AnnAssign) and stmt.value is not None and isinstance(stmt.target, ast.Name):
-        yield stmt.target.id, stmt.value
-    elif isinstance(stmt, ast.With | ast.For | ast.While | ast.If | ast.Try | ast.AsyncWith | ast.AsyncFor):
-        for part in ("body", "orelse", "finalbody"):
-            for child in getattr(stmt, part, ()):
-                yield from _assignments(child)
+    """(name, value) pairs a statement assigns, in order, those in its blocks included."""
+    pending: list[ast.stmt] = [stmt]
+    while pending:
+        current = pending.pop()
+        if isinstance(current, ast.Assign):
+            for target in current.targets:
+                yield from _pairs(target, current.value)
+        elif isinstance(current, ast.AnnAssign) and current.value is not None:
+            yield from _pairs(current.target, current.value)
+        elif isinstance(
+            current, ast.With | ast.For | ast.While | ast.If | ast.Try | ast.AsyncWith | ast.AsyncFor
+        ):
+            inner = [
+                child for part in ("body", "orelse", "finalbody") for child in getattr(current, part, ())
+            ]
+            pending.extend(reversed(inner))
+
+
+def _pairs(target: ast.expr, value: ast.expr) -> Iterable[tuple[str, ast.expr]]:
+    if isinstance(target, ast.Name):
+        yield target.id, value
+    elif (
+        isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple) and len(target.elts) == len(value.elts)
+    ):
+        for item, part in zip(target.elts, value.elts, strict=True):
+            if isinstance(item, ast.Name):
+                yield item.id, part
 
 
 def _closure(names: Iterable[str], *tables: dict[str, set[str]]) -> set[str]:

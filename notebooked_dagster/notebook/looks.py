@@ -78,7 +78,14 @@ class Look:
 
 
 def look(node: Node, flow: Flow) -> Look:
-    """The evidence that one statement gives."""
+    """The evidence that one statement gives; none where it is nested too deeply to look through."""
+    try:
+        return _look(node, flow)
+    except RecursionError:
+        return Look()
+
+
+def _look(node: Node, flow: Flow) -> Look:
     found = Look()
     if node.is_import:
         return found

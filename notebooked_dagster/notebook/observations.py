@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from .calls import BUILTIN_NAMES
 from .classify import Classification
 from .flow import Flow
 from .model import CellCode, Finding, Notebook, Role, Severity, Slice, Stage
@@ -54,7 +55,10 @@ def _names(flow: Flow, outcome: Classification) -> list[Finding]:
                     f"Move the definition of {name} above this cell.", node.cell, node.stmt.lineno,
                 )
             )  # fmt: skip
-        for name in sorted(node.unknown):
+        unknown = set(node.unknown)
+        if not flow.stars:
+            unknown |= {name for name in node.facts.deferred if name not in flow.definers} - BUILTIN_NAMES
+        for name in sorted(unknown):
             findings.append(
                 Finding(
                     "NB102", "undefined-name", Severity.ERROR, f"{name} is defined nowhere in the notebook.",
