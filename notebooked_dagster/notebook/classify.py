@@ -488,6 +488,7 @@ class _Classifier:
                 node.ambient
                 and not known.AMBIENT_DISPLAY.match(node.ambient)
                 and not self.looks[node.index].plot
+                and self._fetches_for(node, needed)
             ) or (
                 node.is_import
                 and any(
@@ -499,6 +500,23 @@ class _Classifier:
             ):
                 extra.append(node.index)
         needed |= self.closure(extra)
+
+    def _fetches_for(self, node: Node, needed: set[int]) -> bool:
+        """Whether a download is one that the needed code reads; true of everything that downloads nothing."""
+        if not known.FETCHING.match(node.ambient):
+            return True
+        names = {
+            name
+            for name in node.facts.uses
+            if name not in self.flow.imports and name not in self.flow.routines
+        }
+        texts = set(node.facts.texts)
+        return any(
+            self.looks[index].loads
+            and (names & self.nodes[index].facts.uses or texts & set(self.nodes[index].facts.texts))
+            for index in needed
+            if index > node.index
+        )
 
     # --- roles ---------------------------------------------------------------------------------------------------
 

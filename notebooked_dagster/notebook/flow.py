@@ -16,6 +16,10 @@ from dataclasses import dataclass, field
 from . import calls as known
 from .names import Call, Facts, Routine, dotted_name
 
+#: Constructors whose kind is that of what is put into them.
+PIPELINES = frozenset(
+    "Pipeline make_pipeline make_imb_pipeline FeatureUnion make_union ColumnTransformer make_column_transformer".split()
+)
 #: Prefixes of dependencies that are not names: a file written here and read there.
 _FILE = "\0file:"
 
@@ -482,14 +486,7 @@ class Flow:
         name = known.last(head)
         if head in self.routines:
             return self.kind_of_routine(self.routines[head])
-        if name in (
-            "Pipeline",
-            "make_pipeline",
-            "make_imb_pipeline",
-            "FeatureUnion",
-            "make_union",
-            "ColumnTransformer",
-        ):
+        if name in PIPELINES:
             return "model" if self._has_model(node) else "transformer"
         if known.is_transformer(head):
             return "transformer"
@@ -544,6 +541,10 @@ class Flow:
     def kind_of_routine(self, routine: Routine, depth: int = 0) -> str:
         """Kind of a class's instances, or of what a function returns."""
         if routine.is_class:
+            if any(
+                known.last(base) in ("TransformerMixin", "OneToOneFeatureMixin") for base in routine.bases
+            ):
+                return "transformer"
             for base in routine.bases:
                 resolved = self.resolve(base)
                 if base in self.routines and depth < 8 and base != routine.name:
@@ -559,16 +560,19 @@ class Flow:
             return "model" if known.is_model(routine.name) else "instance"
         if not routine.returns_value:
             return ""
-        makers = [self.resolve(call.name) for call in routine.calls]
         if any(call.method in known.PREDICT_METHODS for call in routine.calls):
             return ""
-        for head in makers:
+        for call in routine.calls:
+            head = self.resolve(call.name)
             if "()" in head:
                 continue
             if head in self.routines and depth < 4 and head != routine.name:
                 if self.kind_of_routine(self.routines[head], depth + 1) == "model":
                     return "model"
-            elif known.is_model(head) or known.last(head) in ("Sequential", "Model"):
+            elif known.last(head) in PIPELINES:
+                if self._has_model(call.node):
+                    return "model"
+            elif known.is_model(head):
                 return "model"
         return ""
 
