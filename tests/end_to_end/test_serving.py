@@ -6,11 +6,14 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from prometheus_client.parser import text_string_to_metric_families
 
 from notebooked_dagster.errors import DeploymentError, EndpointNotFoundError, InvalidInputError, ProviderError
@@ -319,3 +322,41 @@ def test_a_state_folder_with_a_long_path(tmp_path: Path) -> None:
         control.delete("e")
         for process in processes_of(deep):
             process.kill()
+
+
+def _linked_environment(folder: Path) -> str:
+    """A virtual environment with what a worker needs and nothing else, linked from this one; its interpreter."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=60)
+    (target,) = folder.glob("lib/python*/site-packages")
+    wanted, seen = ["fastapi", "uvicorn", "orjson", "prometheus-client"], set[str]()
+    while wanted:
+        name = canonicalize_name(wanted.pop())
+        if name in seen:
+            continue
+        seen.add(name)
+        distribution = metadata.distribution(name)
+        for requirement in map(Requirement, distribution.requires or ()):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                wanted.append(requirement.name)
+        for part in {
+            file.parts[0] for file in distribution.files or () if not file.parts[0].startswith("..")
+        }:
+            link = target / part
+            if not link.exists():
+                link.symlink_to(Path(str(distribution.locate_file(part))))
+    return str(folder / "bin/python")
+
+
+def test_a_worker_in_another_environment_needs_little(control: EndpointControl, tmp_path: Path) -> None:
+    python = _linked_environment(tmp_path / "venv")
+    for module in ("notebooked_dagster", "psutil", "sklearn", "uvloop"):
+        assert (
+            subprocess.run([python, "-c", f"import {module}"], capture_output=True, timeout=60).returncode
+            == 1
+        )
+
+    endpoint = control.deploy(DeploymentSpec("e", plain_model(tmp_path / "m1", "one"), python=python))
+
+    assert control.predict("e", ROW) == {"predictions": ["one"]}
+    assert endpoint.champion is not None
+    assert python in psutil.Process(endpoint.champion.pid).cmdline()

@@ -151,16 +151,19 @@ def _csv(body: bytes, content_type: str, known_columns: tuple[str, ...]) -> Tabl
     if not rows:
         raise RequestError(400, "The CSV has no rows.")
     columns: tuple[str, ...] | None = None
-    if "header=present" in content_type.replace(" ", "") or _is_header(rows[0], known_columns):
+    if _is_header(rows[0], content_type.replace(" ", "").lower(), known_columns):
         columns = tuple(rows.pop(0))
         _some(rows)
     return Table(body, CSV, columns=columns, rows=rows, text=True)
 
 
-def _is_header(first: list[str], known_columns: tuple[str, ...]) -> bool:
-    if known_columns and set(first) & set(known_columns):
-        return True
-    return not any(_number(cell) for cell in first) and not known_columns
+def _is_header(first: list[str], content_type: str, known_columns: tuple[str, ...]) -> bool:
+    """Whether a CSV's first row names columns: as the client says (RFC 4180), or by what it looks like."""
+    if "header=present" in content_type or "header=absent" in content_type:
+        return "header=present" in content_type
+    if known_columns:
+        return sum(cell in known_columns for cell in first) * 2 > len(first)
+    return not any(_number(cell) for cell in first)
 
 
 def _number(text: str) -> bool:
