@@ -357,7 +357,7 @@ class _Classifier:
 
     def _reads_trained_model(self, node: Node, trained: set[int]) -> bool:
         names = {name for index in trained for name in self.looks[index].trains}
-        return bool(node.facts.deferred & names)
+        return bool((node.facts.deferred | node.facts.uses) & names)
 
     def _only_drawn(self, index: int) -> bool:
         consumers = self.consumers.get(index, ())
@@ -549,7 +549,29 @@ class _Classifier:
             else:
                 self.verdicts[index] = self._unneeded_role(node, seen, bool(training), index in training)
         self._only_for_inference(needed, [*kept, *evaluation])
+        self._settle_accumulators(needed)
         self._settle_ambient(needed)
+
+    def _settle_accumulators(self, needed: set[int]) -> None:
+        """``losses = []`` that something fills is no parameter: it belongs to what fills it."""
+        for index in needed:
+            verdict, node = self.verdicts[index], self.nodes[index]
+            if verdict is None or verdict.explicit or verdict.role is not Role.PARAMETERS:
+                continue
+            for consumer in sorted(self.consumers.get(index, ())):
+                filled = self.verdicts[consumer]
+                if filled is not None and consumer in needed and self.nodes[consumer].mutates & node.defines:
+                    if filled.role in (
+                        Role.PREPROCESS,
+                        Role.MODEL,
+                        Role.TRAIN,
+                        Role.EVALUATE,
+                        Role.INFERENCE,
+                    ):
+                        self.verdicts[index] = Verdict(
+                            filled.role, 0.75, f"starts {_names(node.defines)}, filled later"
+                        )
+                    break
 
     def _only_for_inference(self, needed: set[int], core: Sequence[int]) -> None:
         """What stands behind training and only inference needs is inference."""

@@ -18,7 +18,15 @@ from .names import Call, Facts, Routine, dotted_name
 
 #: Constructors whose kind is that of what is put into them.
 PIPELINES = frozenset(
-    "Pipeline make_pipeline make_imb_pipeline FeatureUnion make_union ColumnTransformer make_column_transformer".split()
+    [
+        "Pipeline",
+        "make_pipeline",
+        "make_imb_pipeline",
+        "FeatureUnion",
+        "make_union",
+        "ColumnTransformer",
+        "make_column_transformer",
+    ]
 )
 #: Prefixes of dependencies that are not names: a file written here and read there.
 _FILE = "\0file:"
