@@ -79,6 +79,8 @@ class Experiment:
         tracking_uri: MLflow server; None trains without tracking.
         registered_model: Name to register the model under; None does not register.
         idempotency_token: Two ``train`` calls with the same token are one job.
+        autolog: Ask ``train.py`` to use the framework's MLflow autologging on top of what it logs itself.
+        memory_limit: Bytes that training may use; None for the provider's own limit.
     """
 
     name: str
@@ -95,6 +97,8 @@ class Experiment:
     tracking_uri: str | None = None
     registered_model: str | None = None
     idempotency_token: str | None = None
+    autolog: bool = False
+    memory_limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,5 @@
+"""This machine: training in a supervised subprocess, serving through our own model server."""
+
+from .provider import LocalProvider
+
+__all__ = ["LocalProvider"]

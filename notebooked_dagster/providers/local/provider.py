@@ -1,0 +1,411 @@
+"""LocalProvider: the provider's face. Jobs live in ``jobs`` and ``runner``, endpoints in ``serving.control``."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import urlsplit, urlunsplit
+
+from notebooked_dagster.core.settings import Settings
+from notebooked_dagster.errors import (
+    ConfigError,
+    EndpointNotFoundError,
+    NotebookedError,
+    ProviderError,
+    StateError,
+)
+from notebooked_dagster.providers.base import (
+    BaseProvider,
+    Capability,
+    Deployment,
+    Endpoint,
+    EndpointStatus,
+    Experiment,
+    JobStatus,
+    LogSink,
+    TrainingJob,
+)
+from notebooked_dagster.serving.processes import identify
+
+from . import environment, jobs, logs, starting
+from .jobs import Failure, Handover, JobRecord, JobSpec, JobStore, TrackingState
+
+if TYPE_CHECKING:
+    from notebooked_dagster.serving.control import EndpointControl, EndpointState
+
+log = logging.getLogger("notebooked.providers.local")
+
+
+class LocalProvider(BaseProvider):
+    """Train and serve on this machine. What it starts outlives the process that asked.
+
+    Args:
+        state_dir: Where jobs and endpoints are kept; ``Settings().state`` where None.
+        python: The interpreter that trains; this one where None. An experiment with its own environment has its own.
+        pass_environment: Names, or patterns such as ``AWS_*``, of variables that jobs inherit on top of the few
+            that every process needs. Nothing else of this process's environment reaches a job.
+        tracking_uri: Where ``models:/`` and ``runs:/`` are looked up; the state folder's MLflow where None.
+        tracking_required: Whether a job fails when MLflow cannot be reached; else that is a warning.
+        cancel_on_interrupt: Whether a job ends when the process that waits for it is interrupted.
+        memory_limit: Bytes that a training may use; None for no limit.
+        stop_grace: Seconds a training has between SIGTERM and SIGKILL.
+        keep_jobs: How many finished jobs of an experiment are kept; one that is deployed always is.
+        serve_host: Address that endpoints bind to; loopback where None.
+        health_timeout: Seconds a new version has to become healthy.
+    """
+
+    name: ClassVar[str] = jobs.PROVIDER
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(
+        {
+            Capability.TRAIN,
+            Capability.TRAIN_NO_WAIT,
+            Capability.CANCEL,
+            Capability.LOGS,
+            Capability.OWN_ENVIRONMENT,
+            Capability.DEPLOY,
+            Capability.ROLLBACK,
+            Capability.TRAFFIC_SPLIT,
+            Capability.SURVIVES_RESTART,
+            Capability.GPU,
+        }
+    )
+
+    def __init__(
+        self,
+        state_dir: Path | str | None = None,
+        *,
+        python: str | None = None,
+        pass_environment: Sequence[str] = (),
+        tracking_uri: str | None = None,
+        tracking_required: bool = False,
+        cancel_on_interrupt: bool = True,
+        memory_limit: int | None = None,
+        stop_grace: float = 10.0,
+        keep_jobs: int = 20,
+        serve_host: str | None = None,
+        health_timeout: float = 120.0,
+    ) -> None:
+        self.state = (Path(state_dir).expanduser() if state_dir is not None else Settings().state).resolve()
+        self._python = python or sys.executable
+        self._pass = tuple(pass_environment)
+        self._tracking_uri = tracking_uri
+        self._tracking_required = tracking_required
+        self._cancel_on_interrupt = cancel_on_interrupt
+        self._memory_limit = memory_limit
+        self._stop_grace = stop_grace
+        self._keep_jobs = keep_jobs
+        self._serve_host = serve_host
+        self._health_timeout = health_timeout
+        self._store = JobStore(self.state / "jobs")
+
+    # Training
+
+    def train(
+        self, experiment: Experiment, wait: bool = True, *, on_log: LogSink | None = None
+    ) -> TrainingJob:
+        """Train in a process of its own; see the base class."""
+        record = self._submit(experiment)
+        folder = self._store.folder(record.id)
+        if not wait:
+            return starting.settle(folder).view(folder)
+        try:
+            self._watch(folder, on_log)
+        except BaseException:
+            # KeyboardInterrupt, SystemExit, Dagster's interrupt: whoever waited wants it to end.
+            if self._cancel_on_interrupt:
+                starting.stop(folder, self._stop_grace)
+            raise
+        record = starting.settle(folder)
+        if record.status is not JobStatus.SUCCEEDED:
+            raise record.error(folder)
+        return record.view(folder)
+
+    def _submit(self, experiment: Experiment) -> JobRecord:
+        """Make the job and start its runner, or find the job of the same token."""
+        spec = self._spec(experiment)
+        token = experiment.idempotency_token
+        if token is not None and (adopted := self._adopt(spec, token)) is not None:
+            return adopted
+        record, new = self._store.create(spec, token=token, starter=identify(os.getpid()))
+        if not new:
+            return record
+        folder = self._store.folder(record.id)
+        record.tracking = TrackingState(
+            uri=without_credentials(experiment.tracking_uri), experiment=experiment.name
+        )
+        jobs.write(folder, record)
+        handover = Handover(
+            environment=environment.job_environment(experiment, folder, parent=os.environ, extra=self._pass),
+            build_environment=environment.for_building(os.environ),
+            tracking_uri=experiment.tracking_uri,
+            cache=self.state / "cache",
+        )
+        spec = spec.model_copy(update={"arguments": environment.command(experiment, folder)})
+        jobs.write_spec(folder, spec)
+        try:
+            starting.start_runner(folder, handover)
+        except ProviderError as error:
+            record.status = JobStatus.FAILED
+            record.failure = Failure(error="ProviderError", message=error.message)
+            with contextlib.suppress(OSError):
+                jobs.write(folder, record)
+            raise
+        self.prune(experiment.name)
+        return record
+
+    def _adopt(self, spec: JobSpec, token: str) -> JobRecord | None:
+        """The job of a token; None where there is none, or nobody ever ran it."""
+        record = self._store.of_token(token)
+        if record is None:
+            return None
+        record = starting.settle(self._store.folder(record.id))
+        if record.experiment != spec.experiment:
+            raise ConfigError(
+                f"The idempotency token belongs to a job of experiment {record.experiment!r}.",
+                key="idempotency_token",
+                hint="Use a token of its own for each training.",
+            )
+        if starting.never_began(record):
+            self._store.forget_token(token)
+            return None
+        return record
+
+    def _spec(self, experiment: Experiment) -> JobSpec:
+        jobs.check_experiment_name(experiment.name)
+        if not (experiment.scripts / "train.py").is_file():
+            raise ConfigError(
+                f"There is no train.py for experiment {experiment.name!r}.",
+                path=experiment.scripts,
+                hint="Generate the scripts first: `notebooked convert`.",
+            )
+        for name in ("timeout", "memory_limit"):
+            value = getattr(experiment, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"{name} has to be more than 0, not {value}.", key=name)
+        # Everything that can be refused is refused before a job exists.
+        environment.command(experiment, self.state)
+        limit = experiment.memory_limit if experiment.memory_limit is not None else self._memory_limit
+        return JobSpec(
+            experiment=experiment.name,
+            scripts=experiment.scripts.resolve(),
+            hyperparameters=dict(experiment.hyperparameters),
+            python=self._python,
+            data_path=environment.data_location(experiment),
+            notebook=experiment.notebook.expanduser().resolve() if experiment.notebook is not None else None,
+            environment_names=sorted(experiment.environment),
+            own_environment=experiment.own_environment,
+            timeout=experiment.timeout,
+            memory_limit=limit,
+            stop_grace=self._stop_grace,
+            tags=dict(experiment.tags),
+            registered_model=experiment.registered_model,
+            tracking_required=self._tracking_required,
+            autolog=experiment.autolog,
+        )
+
+    def _watch(self, folder: Path, on_log: LogSink | None) -> None:
+        sink = on_log
+        for line in logs.follow_lines(folder / "log.txt", lambda: starting.settle(folder).status.finished):
+            if sink is None:
+                continue
+            try:
+                sink(line)
+            except Exception:
+                # A log that cannot be shown is no reason to throw training away; all of it is in log.txt.
+                log.exception("The log sink failed; job %s goes on without it.", folder.name)
+                sink = None
+
+    def status(self, job_id: str) -> TrainingJob:
+        """A job's state now; one whose processes are gone is recognised as killed."""
+        folder = self._store.folder(job_id)
+        return starting.settle(folder).view(folder)
+
+    def logs(self, job_id: str, *, follow: bool = False) -> Iterator[str]:
+        """A job's output, line by line."""
+        folder = self._store.folder(job_id)
+        if follow:
+            return logs.follow_lines(folder / "log.txt", lambda: starting.settle(folder).status.finished)
+        return logs.read_lines(folder / "log.txt")
+
+    def cancel(self, job_id: str) -> TrainingJob:
+        """Stop a job and everything it started."""
+        folder = self._store.folder(job_id)
+        return starting.stop(folder, self._stop_grace).view(folder)
+
+    def list_jobs(self, experiment: str | None = None) -> list[TrainingJob]:
+        """All jobs, newest first; one whose state is damaged is listed as failed, with the reason."""
+        found = []
+        for job_id in self._store.ids():
+            folder = self._store.root / job_id
+            try:
+                job = starting.settle(folder).view(folder)
+            except StateError as error:
+                name = job_id.rsplit("-", 3)[0]
+                job = TrainingJob(job_id, name, self.name, JobStatus.FAILED, message=str(error))
+            if experiment is None or job.experiment == experiment:
+                found.append(job)
+        return found
+
+    def prune(self, experiment: str, *, keep: int | None = None) -> list[str]:
+        """Remove an experiment's oldest finished jobs; returns their ids.
+
+        The newest that succeeded stays, and so does whatever an endpoint serves or keeps for rollback.
+        """
+        limit = self._keep_jobs if keep is None else keep
+        finished = [
+            job for job in self.list_jobs(experiment) if job.status.finished and job.started_at is not None
+        ]
+        if len(finished) <= limit:
+            return []
+        newest = next((job.id for job in finished if job.status is JobStatus.SUCCEEDED), None)
+        served = self._deployed_uris()
+        removed = []
+        for job in finished[limit:]:
+            if job.id == newest or job.model_uri in served:
+                continue
+            with contextlib.suppress(NotebookedError, OSError):
+                self._store.remove(jobs.read(self._store.folder(job.id)))
+                removed.append(job.id)
+        return removed
+
+    # Tracking
+
+    def sync(self, job_id: str) -> TrainingJob:
+        """Send to MLflow what did not reach it when the job ran, and end its run.
+
+        Raises:
+            TrackingError: MLflow cannot be reached.
+        """
+        from . import syncing
+
+        folder = self._store.folder(job_id)
+        syncing.sync(folder, starting.settle(folder), self._tracking_uri)
+        return self.status(job_id)
+
+    def reconcile(self) -> list[str]:
+        """End the MLflow runs of jobs whose processes died; returns the ids of the jobs.
+
+        Raises:
+            TrackingError: MLflow cannot be reached.
+        """
+        from . import syncing
+
+        ended = []
+        for job_id in self._store.ids():
+            folder = self._store.root / job_id
+            with contextlib.suppress(StateError):
+                record = starting.settle(folder)
+                if syncing.needs_end(record):
+                    syncing.end(folder, record, self._tracking_uri)
+                    ended.append(job_id)
+        return ended
+
+    # Serving
+
+    def deploy(
+        self,
+        experiment: Experiment,
+        model_uri: str,
+        endpoint_name: str,
+        *,
+        weight: int = 100,
+        labels: Mapping[str, str] | None = None,
+    ) -> Endpoint:
+        """Serve a model folder, or what ``models:/`` or ``runs:/`` names."""
+        from notebooked_dagster.serving.control import DeploymentSpec
+
+        folder = self._model_folder(experiment, model_uri)
+        spec = DeploymentSpec(
+            endpoint=endpoint_name,
+            model_dir=folder,
+            model_uri=model_uri,
+            weight=weight,
+            host=self._serve_host,
+            python=self._serving_python(model_uri),
+            env=dict(experiment.environment),
+            labels={"experiment": experiment.name, **(labels or {})},
+            health_timeout=self._health_timeout,
+        )
+        return self._endpoint(self._control.deploy(spec))
+
+    def predict(self, endpoint_name: str, data: Any) -> Any:
+        """Ask an endpoint."""
+        return self._control.predict(endpoint_name, data)
+
+    def delete_endpoint(self, endpoint_name: str) -> list[str]:
+        """Stop an endpoint and remove all but the models."""
+        return self._control.delete(endpoint_name)
+
+    def list_endpoints(self) -> list[Endpoint]:
+        """All endpoints of this state folder."""
+        return [self._endpoint(state) for state in self._control.list()]
+
+    def endpoint(self, endpoint_name: str) -> Endpoint:
+        """One endpoint."""
+        try:
+            return self._endpoint(self._control.get(endpoint_name))
+        except EndpointNotFoundError:
+            return super().endpoint(endpoint_name)
+
+    def traffic(self, endpoint_name: str, weights: Mapping[str, int]) -> Endpoint:
+        """Set each version's share of the traffic."""
+        return self._endpoint(self._control.traffic(endpoint_name, weights))
+
+    def rollback(self, endpoint_name: str) -> Endpoint:
+        """Serve the previous version again."""
+        return self._endpoint(self._control.rollback(endpoint_name))
+
+    @property
+    def _control(self) -> EndpointControl:
+        from notebooked_dagster.serving.control import EndpointControl
+
+        return EndpointControl(self.state)
+
+    def _model_folder(self, experiment: Experiment, model_uri: str) -> Path:
+        if not model_uri.startswith(("models:/", "runs:/")):
+            return Path(model_uri.removeprefix("file://")).expanduser()
+        from notebooked_dagster.tracking import Tracking, local_uri
+
+        uri = self._tracking_uri or experiment.tracking_uri or local_uri(self.state)
+        return Tracking(uri, experiment.name).resolve(model_uri, cache=self.state / "cache" / "models")
+
+    def _serving_python(self, model_uri: str) -> str:
+        """The interpreter that trained it, where the model was trained here in an environment of its own."""
+        folder = Path(model_uri).parent
+        if folder.parent == self._store.root:
+            with contextlib.suppress(StateError):
+                return jobs.read_spec(folder).python
+        return self._python
+
+    def _deployed_uris(self) -> set[str]:
+        return {item.model_uri for endpoint in self.list_endpoints() for item in endpoint.deployments}
+
+    def _endpoint(self, state: EndpointState) -> Endpoint:
+        deployments = tuple(
+            Deployment(
+                version=item.version,
+                model_uri=item.model_uri,
+                weight=item.weight,
+                role=item.role.value,
+                status=EndpointStatus(item.status.value),
+                created_at=item.created_at,
+                labels=dict(item.labels),
+            )
+            for item in state.versions
+        )
+        return Endpoint(
+            state.name, self.name, state.url, EndpointStatus(state.status.value), deployments, state.message
+        )
+
+
+def without_credentials(uri: str | None) -> str | None:
+    """A tracking server's address as it may be written down."""
+    if uri is None or "@" not in uri:
+        return uri
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
