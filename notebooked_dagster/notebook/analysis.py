@@ -12,6 +12,7 @@ import gc
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from .cells import cell_classes
 from .classify import Verdict, classify
@@ -38,6 +39,17 @@ class AnalysisOptions:
     extra_tags: tuple[tuple[str, str], ...] = ()
     model_name: str | None = None
     allow_unsupported: bool = False
+
+
+class _Piece(NamedTuple):
+    """A statement before its role is known."""
+
+    cell: int
+    position: int
+    first_line: int
+    last_line: int
+    text: str
+    node: ast.stmt
 
 
 def analyse(notebook: Notebook, options: AnalysisOptions | None = None) -> Analysis:
@@ -109,7 +121,8 @@ def _to_python(cell: Cell, notebook: Notebook) -> CellCode:
     from .magics import to_python
 
     try:
-        return to_python(cell, path=notebook.path)
+        code: CellCode = to_python(cell, path=notebook.path)
+        return code
     except (RecursionError, MemoryError):
         error = SyntaxError("it is nested too deeply for Python's parser")
     except ValueError as problem:  # lone surrogates, which no UTF-8 text has
@@ -134,12 +147,12 @@ def _tags(notebook: Notebook, options: AnalysisOptions) -> tuple[dict[int, tuple
     return found, []
 
 
-def _statements(entry: CellCode) -> list[tuple[Statement, Facts, bool]]:
+def _statements(entry: CellCode) -> list[tuple[_Piece, Facts, bool]]:
     tree = entry.tree
     if tree is None:
         return []
     lines = entry.source.split("\n")
-    found: list[tuple[Statement, Facts, bool]] = []
+    found: list[tuple[_Piece, Facts, bool]] = []
     body = tree.body
     end_of_previous = 0
     for position, node in enumerate(body):
@@ -155,11 +168,11 @@ def _statements(entry: CellCode) -> list[tuple[Statement, Facts, bool]]:
             text = "\n".join(lines[first_line - 1 : last_line])
         end_of_previous = last_line
         facts = scan(node, shows_value=last)
-        found.append((Statement(entry.cell.index, position, first_line, last_line, text, node), facts, last))
+        found.append((_Piece(entry.cell.index, position, first_line, last_line, text, node), facts, last))
     return found
 
 
-def _with_role(piece: Statement, facts: Facts, flow: Flow, index: int, verdict: Verdict) -> Statement:
+def _with_role(piece: _Piece, facts: Facts, flow: Flow, index: int, verdict: Verdict) -> Statement:
     node = flow.nodes[index]
     mutates = frozenset(node.mutates)
     return Statement(

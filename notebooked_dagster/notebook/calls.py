@@ -7,6 +7,17 @@ from __future__ import annotations
 
 import builtins
 import re
+from functools import lru_cache
+
+
+class _Memo:
+    """A pattern that remembers its answers: a notebook asks about the same few dotted names again and again."""
+
+    def __init__(self, pattern: str) -> None:
+        compiled = re.compile(pattern)
+        self.match = lru_cache(maxsize=4096)(compiled.match)
+        self.search = lru_cache(maxsize=4096)(compiled.search)
+
 
 #: Names that exist without being defined: Python's own, and what IPython puts into a notebook's namespace.
 IPYTHON_NAMES = frozenset(
@@ -574,7 +585,7 @@ LOOK_FUNCTIONS = frozenset(
     ]
 )
 
-METRIC_FUNCTIONS = re.compile(
+METRIC_FUNCTIONS = _Memo(
     r"""(?x)(?:^|\.)(?:
         \w*accuracy\w* | classification_report | confusion_matrix | multilabel_confusion_matrix | \w*f1\w*|\w*f_beta\w*
       | fbeta_score | precision_\w+ | recall_\w+ | roc_auc\w* | roc_curve | auc | auroc | average_precision\w* | log_loss | brier\w*
@@ -651,7 +662,7 @@ CROSS_VALIDATION = frozenset(
 )
 
 #: Classes whose ``fit`` prepares data instead of learning the answer. Matched by the class's own name.
-TRANSFORMER_CLASS = re.compile(
+TRANSFORMER_CLASS = _Memo(
     r"""(?x)^(?:\w*Scaler | \w*Encoder | \w*Imputer | \w*Binarizer | \w*Vectorizer | \w*Transformer | Normalizer
       | PolynomialFeatures | SplineTransformer | KBinsDiscretizer | \w*Discretizer | PCA | IncrementalPCA | KernelPCA | SparsePCA
       | RandomizedPCA | TruncatedSVD | FactorAnalysis | FastICA | NMF | TSNE | UMAP | Isomap | LocallyLinearEmbedding | MDS | SpectralEmbedding
@@ -666,11 +677,11 @@ TRANSFORMER_CLASS = re.compile(
     )$"""
 )
 #: Dimension reducers and embedders may be the point of the notebook: they train where nothing else does.
-REDUCER_CLASS = re.compile(
+REDUCER_CLASS = _Memo(
     r"^(?:\w*PCA|TruncatedSVD|NMF|FastICA|FactorAnalysis|TSNE|UMAP|Isomap|LocallyLinearEmbedding|MDS)$"
 )
 #: Capitalised calls that hold data rather than learn.
-DATA_CLASS = re.compile(
+DATA_CLASS = _Memo(
     r"""(?x)^(?:DataFrame | Series | Index | Path | PosixPath | Counter | OrderedDict | defaultdict | Image | Timestamp
       | DatetimeIndex | MultiIndex | Categorical | Timedelta | DataLoader | \w*DataLoader | Dataset | \w*Dataset | TensorDataset
       | Tensor | FloatTensor | LongTensor | IntTensor | Variable | Compose | Bunch | DMatrix | QuantileDMatrix | Pool | Fraction
@@ -682,12 +693,12 @@ DATA_CLASS = re.compile(
       | CenterCrop | Grayscale | Lambda | ColorJitter | Error | \w*Error | \w*Exception | \w*Warning)$"""
 )
 #: Base classes and constructors of models, matched on the resolved dotted name.
-MODEL_BASE = re.compile(
+MODEL_BASE = _Memo(
     r"""(?x)(?:^|\.)(?:Module | LightningModule | Model | Layer | Sequential | BaseEstimator | ClassifierMixin | RegressorMixin
       | ClusterMixin | PreTrainedModel | ScriptModule | Network | Block | HybridBlock | Estimator | PythonModel | Chain | Cell
       | MessagePassing | BasePolicy | BaseFeaturesExtractor | FlaxModel | Base\w*Model | nn\.\w+ )$"""
 )
-MODEL_NAME = re.compile(
+MODEL_NAME = _Memo(
     r"""(?x)(?:\w*Regressor | \w*Regression | \w*RegressionCV | \w*Regressor\w* | \w*Classifier\w* | SVC | SVR | LinearSVC | LinearSVR | NuSVC | OneClassSVM
       | Ridge | RidgeCV | Lasso | LassoCV | LassoLars\w* | ElasticNet\w* | Lars\w* | BayesianRidge | ARDRegression | Perceptron | SGD\w+
       | \w+NB | KMeans\w* | MiniBatchKMeans | DBSCAN | OPTICS | MeanShift | AgglomerativeClustering | SpectralClustering | Birch
@@ -708,37 +719,35 @@ MODEL_NAME = re.compile(
       | smf\.\w+ | formula\.api\.\w+ | auto_arima | LightFM | TPOT\w+ | H2O\w+Estimator | AutoML | TransformedTargetRegressor | SuperLearner | GAM\w* | Linear\w*GAM | ClassifierChain
     )$"""
 )
-OPTIMIZER_CLASS = re.compile(
+OPTIMIZER_CLASS = _Memo(
     r"^(?:Adam\w*|SGD|RMSprop|RMSProp|Adagrad|Adadelta|LBFGS|NAdam|Nadam|RAdam|Rprop|Ftrl|AdaBelief|Lamb|Lookahead|ASGD|SparseAdam"
     r"|\w*Optimizer|\w*LR|\w*Scheduler|CyclicLR|OneCycleLR|ReduceLROnPlateau|GradScaler|\w*Schedule)$"
 )
-LOSS_CLASS = re.compile(
-    r"^(?:\w*Loss|\w*Criterion|\w*Crossentropy|MeanSquaredError|MeanAbsoluteError|Huber)$"
-)
-HOLDER_CLASS = re.compile(
+LOSS_CLASS = _Memo(r"^(?:\w*Loss|\w*Criterion|\w*Crossentropy|MeanSquaredError|MeanAbsoluteError|Huber)$")
+HOLDER_CLASS = _Memo(
     r"^(?:\w*Trainer|Trainer|\w*Learner|\w*Runner|Accelerator|\w*Engine|create_supervised_\w+)$"
 )
-CONTAINER_LAYERS = re.compile(r"^(?:torch\.nn|keras\.layers|tensorflow\.keras\.layers)\.")
+CONTAINER_LAYERS = _Memo(r"^(?:torch\.nn|keras\.layers|tensorflow\.keras\.layers)\.")
 
-LOAD_FUNCTIONS = re.compile(
+LOAD_FUNCTIONS = _Memo(
     r"""(?x)(?:^|\.)(?:read_\w+ | load_\w+ | fetch_\w+ | loadtxt | genfromtxt | load | open | imread | urlopen | get_data_home
       | make_(?:classification|regression|blobs|moons|circles|friedman\d|swiss_roll|s_curve|gaussian_quantiles|multilabel_classification|sparse_\w+)
       | from_csv | load_data | load_dataset | get_rdataset | ImageFolder | flow_from_\w+ | image_dataset_from_directory | image_folder
       | text_dataset_from_directory | from_folder | from_df | from_name_func | from_generator | from_tensor_slices | untar_data | download\w*
       | urlretrieve | DataLoader | CSVLogger | data_home | load_boston | listdir | glob | walk | DataReader | yf_download | get_file | read)$"""
 )
-SAVE_FUNCTIONS = re.compile(
+SAVE_FUNCTIONS = _Memo(
     r"""(?x)(?:^|\.)(?:joblib\.dump | pickle\.dump | cPickle\.dump | dill\.dump | torch\.save | dump_model | save_model | save_weights | save_pretrained
       | save_state_dict | save | export | save_model_to_file | log_model | torch\.jit\.save | torch\.onnx\.export | write_model | push_to_hub
       | booster\.save_model | to_json_file | savetxt | to_csv | to_excel | to_parquet | to_pickle | to_feather | to_sql | savez\w* | imwrite | imsave
       | to_json_lines | save_as_pickle | dump)$"""
 )
-MODEL_LOADERS = re.compile(
+MODEL_LOADERS = _Memo(
     r"(?:^|\.)(?:load_model|joblib\.load|pickle\.load|torch\.load|load_learner|load_from_checkpoint|from_saved_model|read_model|jit\.load)$"
 )
 
 #: Calls and assignments that set up the process for all that follows; kept wherever work follows them.
-AMBIENT = re.compile(
+AMBIENT = _Memo(
     r"""(?x)^(?:random\.seed | numpy\.random\.seed | numpy\.random\.set_state | torch\.manual_seed | torch\.random\.manual_seed | torch\.cuda\.manual_seed\w* | torch\.mps\.manual_seed
       | tensorflow\.(?:compat\.v1\.)?(?:random\.)?set_(?:random_)?seed | (?:tensorflow\.)?keras\.utils\.set_random_seed | .*seed_everything | .*\bset_seeds? | .*\bset_random_seed | .*\bseed_all | .*fix_seed\w* | .*set_all_seeds
       | torch\.set_\w+ | torch\.use_deterministic_algorithms | torch\.backends\..* | torch\.autograd\.set_\w+ | torch\.multiprocessing\.set_\w+
@@ -752,13 +761,13 @@ AMBIENT = re.compile(
       | gdown\.\w+ | kaggle\.api\.\w+ | opendatasets\.download | od\.download | mlflow\.\w+ | fastai\.\w+\.set_seed)$"""
 )
 #: Of the ambient ones, those that only change what is shown.
-AMBIENT_DISPLAY = re.compile(
+AMBIENT_DISPLAY = _Memo(
     r"^(?:warnings\.warn|pandas\.(?:set_option|options\.display\..*)|numpy\.set_printoptions|sympy\.init_printing|torch\.set_printoptions|matplotlib\.use"
     r"|gc\.collect|mlflow\.\w+|logging\.(?:info|debug|warning|error)|torch\.backends\.\w+\.is_\w+|subprocess\.\w+|os\.system|tensorflow\.config\.(?:list_\w+|experimental\.list_\w+)"
     r"|tensorflow\.config\.get_\w+|tensorflow\.keras\.backend\.(?:int_shape|eval|get_\w+))$"
 )
 #: Of the ambient ones, those that fetch or unpack files: kept only where what is kept reads what they fetched.
-FETCHING = re.compile(
+FETCHING = _Memo(
     r"^(?:urllib\.request\.urlretrieve|wget\.download|gdown\.\w+|kaggle\.\w+(?:\.\w+)*|opendatasets\.download|od\.download|shutil\.\w+"
     r"|zipfile\..*|tarfile\..*)$"
 )

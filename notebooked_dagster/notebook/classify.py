@@ -678,7 +678,7 @@ class _Classifier:
                 and not node.defines
                 and verdict.role not in (Role.TRAIN, Role.EVALUATE)
             ):
-                role = (
+                role: Role = (
                     following if following in (Role.MODEL, Role.TRAIN, Role.PREPROCESS) else Role.PREPROCESS
                 )
                 if node.ambient.startswith(("sys.path", "os.environ", "warnings.", "matplotlib.use")):

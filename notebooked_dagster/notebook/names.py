@@ -767,12 +767,12 @@ class _Visitor:
 
     def _constant(self, node: ast.Constant) -> None:
         if node.value.__class__ is str and len(node.value) < 200 and self.scope.kind != _FUNCTION:
-            self.facts.texts.append(node.value)  # type: ignore[arg-type]
+            self.facts.texts.append(node.value)
 
     def _attribute(self, node: ast.Attribute) -> None:
         value = node.value
         if value.__class__ is ast.Name:
-            self.read(value.id)  # type: ignore[attr-defined]
+            self.read(value.id)
         else:
             self.visit(value)
         if self.scope.kind != _FUNCTION:
@@ -793,7 +793,7 @@ class _Visitor:
             self._method_call(call, function, scope, discarded=discarded and not shown)
             value = function.value
             if value.__class__ is ast.Name:
-                self.read(value.id)  # type: ignore[attr-defined]
+                self.read(value.id)
             else:
                 self.visit(value)
         elif isinstance(function, ast.Name):
