@@ -20,7 +20,7 @@ from .flow import Flow
 from .hashes import digest_of, stage_hash
 from .model import Analysis, Cell, CellCode, Finding, Notebook, Role, Slice, Stage, Statement
 from .names import Facts, scan
-from .observations import observe
+from .observations import is_python, observe
 from .slices import make_slices
 
 
@@ -78,7 +78,8 @@ def _no_collections() -> Iterator[None]:
 def _analyse(notebook: Notebook, options: AnalysisOptions) -> Analysis:
     code = tuple(_to_python(cell, notebook) for cell in notebook.code_cells)
     tags, findings = _tags(notebook, options)
-    pieces = [piece for entry in code if entry.tree is not None for piece in _statements(entry)]
+    readable = is_python(notebook.language)
+    pieces = [piece for entry in code if readable and entry.tree is not None for piece in _statements(entry)]
     flow = Flow([(piece.cell, piece.node, facts, last) for piece, facts, last in pieces])
     outcome = classify(flow, tags, options.model_name)
     statements = tuple(

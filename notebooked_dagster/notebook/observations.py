@@ -10,6 +10,11 @@ from .flow import Flow
 from .model import CellCode, Finding, Notebook, Role, Severity, Slice, Stage
 
 
+def is_python(language: str) -> bool:
+    """Whether a notebook of this language holds Python (``python``, ``Python 3``, ``ipython``), not R or Julia."""
+    return not language or "python" in language.lower()
+
+
 def observe(
     notebook: Notebook,
     code: Sequence[CellCode],
@@ -19,7 +24,7 @@ def observe(
 ) -> list[Finding]:
     """Findings of analysis, in notebook order."""
     findings: list[Finding] = []
-    if notebook.language != "python":
+    if not is_python(notebook.language):
         findings.append(
             Finding(
                 "NB001", "other-language", Severity.ERROR, f"The notebook is written in {notebook.language}.",

@@ -238,3 +238,44 @@ def test_every_slice_compiles() -> None:
     analysis = analyse(notebook(*PLAIN))
     for part in analysis.slices.values():
         ast.parse("\n".join(statement.text for statement in part.statements))
+
+
+def test_another_language_is_said_and_not_analysed() -> None:
+    other = Notebook(Path("n.ipynb"), (Cell(0, "code", "x = fit(y)"),), language="R")
+    analysis = analyse(other)
+    assert analysis.statements == ()
+    assert [finding.rule for finding in analysis.findings] == ["NB001"]
+
+
+def test_seeds_paths_and_effect_imports_stay_with_training() -> None:
+    analysis = analyse(
+        notebook(
+            "import random, sys, os\nimport matplotlib.pyplot as plt",
+            "sys.path.append('lib')",
+            "from sklearn.experimental import enable_iterative_imputer",
+            "from sklearn.svm import SVC\nimport lib_of_mine",
+            "def set_all(seed):\n  random.seed(seed)",
+            "set_all(7)",
+            "plt.rcParams['figure.dpi'] = 90",
+            "m = SVC().fit(lib_of_mine.X, lib_of_mine.y)",
+        )
+    )
+    train = code_of(analysis, Stage.TRAIN)
+    for wanted in ("sys.path.append", "enable_iterative_imputer", "set_all(7)"):
+        assert wanted in train
+    assert "rcParams" not in train
+
+
+def test_inference_reads_what_only_training_makes() -> None:
+    analysis = analyse(
+        notebook(
+            "from sklearn.svm import SVC\nimport pandas as pd",
+            "df = pd.read_csv('d.csv')",
+            tagged(2, "mean = df.mean()\nm = SVC()\nm.fit(df - mean, df)", "train"),
+            tagged(3, "m.predict(new - mean)", "inference"),
+        )
+    )
+    skew = [finding for finding in analysis.findings if finding.name == "train-inference-skew"]
+    assert len(skew) == 1
+    assert "mean" in skew[0].message
+    assert skew[0].cell == 3
