@@ -88,11 +88,13 @@ class EndpointControl:
                     body_timeout=spec.body_timeout,
                     idle_timeout=spec.idle_timeout,
                     connection_limit=spec.connection_limit,
+                    predict_timeout=spec.predict_timeout,
+                    hang_timeout=spec.hang_timeout,
                     memory_limit=spec.memory_limit,
                     keep_warm=spec.keep_warm,
                 )
                 self._start_supervisor(folder)
-                return self._call(
+                return self._ask(
                     folder,
                     {
                         "op": "deploy",
@@ -297,7 +299,7 @@ class EndpointControl:
                 raise self._missing(name)
             slowest = max((item.health_timeout for item in record.versions.values()), default=0.0)
             self._start_supervisor(folder)
-            return self._call(folder, header, timeout=2 * slowest + _MARGIN)
+            return self._ask(folder, header, timeout=2 * slowest + _MARGIN)
 
     def _call(self, folder: Path, header: wire.Header, *, timeout: float) -> EndpointState:
         """Ask the supervisor. Raises OSError where none answers, and what the supervisor raised."""
@@ -306,6 +308,18 @@ class EndpointControl:
             raise _rebuilt(reply["error"])
         record = EndpointRecord.model_validate(reply["record"])
         return state.view(folder, record, supervisor_pid=reply["pid"], alive=set(reply["alive"]))
+
+    def _ask(self, folder: Path, header: wire.Header, *, timeout: float) -> EndpointState:
+        """As ``_call``, where a supervisor has just answered. Raises ProviderError where it does not any more."""
+        try:
+            return self._call(folder, header, timeout=timeout)
+        except OSError as error:
+            raise ProviderError(
+                f"The supervisor of endpoint {folder.name!r} went away during {header['op']!r}: "
+                f"{error or type(error).__name__}.",
+                hint="What served before still serves; try again.",
+                path=folder / "supervisor.log",
+            ) from error
 
     def _start_supervisor(self, folder: Path) -> None:
         """Make sure that a supervisor answers; it outlives this process."""
@@ -351,7 +365,11 @@ class EndpointControl:
         sockets = state.socket_dir(folder)
         # What a damaged state does not tell, the sockets do.
         for path in sockets.glob("*.sock"):
-            op = {"op": "delete"} if path.name == "control.sock" else {"op": "stop", "grace": 0.0}
+            op = (
+                {"op": "delete"}
+                if path.name == "control.sock"
+                else {"op": "stop", "grace": 0.0, "leave": True}
+            )
             with contextlib.suppress(OSError):
                 wire.call(path, op, timeout=_CALL_TIMEOUT)
         shutil.rmtree(sockets, ignore_errors=True)

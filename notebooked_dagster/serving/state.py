@@ -65,6 +65,8 @@ class DeploymentSpec:
         body_timeout: Seconds a client has to send its body.
         idle_timeout: Seconds after which a connection without a complete request is closed.
         connection_limit: Connections at once; more are answered 503.
+        predict_timeout: Seconds a prediction may take; then 504, and the worker is restarted.
+        hang_timeout: Seconds a worker may give no sign of life before it is restarted.
         memory_limit: Address space of the worker in bytes (``RLIMIT_AS``); None for no limit.
         keep: How many versions that serve no more are kept for rollback.
         keep_warm: Leave the replaced version loaded, so that a rollback takes no time.
@@ -85,6 +87,8 @@ class DeploymentSpec:
     body_timeout: float = 30.0
     idle_timeout: float = 15.0
     connection_limit: int = 1024
+    predict_timeout: float = 60.0
+    hang_timeout: float = 60.0
     memory_limit: int | None = None
     keep: int = 3
     keep_warm: bool = False
@@ -164,6 +168,8 @@ class VersionRecord(BaseModel):
     body_timeout: float = 30.0
     idle_timeout: float = 15.0
     connection_limit: int = 1024
+    predict_timeout: float = 60.0
+    hang_timeout: float = 60.0
     memory_limit: int | None = None
     keep_warm: bool = False
     process: ProcessIdentity | None = None

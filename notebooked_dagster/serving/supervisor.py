@@ -31,7 +31,6 @@ log = logging.getLogger("notebooked.supervisor")
 
 _TICK = 0.25
 _PING_EVERY = 5.0
-_HUNG_AFTER = 60.0
 _BACKOFF = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 _CRASH_LIMIT = 6
 _STEADY_AFTER = 60.0
@@ -57,6 +56,7 @@ class Supervisor:
         self._retiring: set[asyncio.Task[None]] = set()
         self._crashes: dict[str, int] = {}
         self._heard: dict[str, float] = {}
+        self._problems: dict[str, str] = {}
         self._pings: dict[str, asyncio.Task[None]] = {}
         self._reviving: dict[str, asyncio.Task[None]] = {}
         self._unsaved = False
@@ -218,7 +218,9 @@ class Supervisor:
             self._stop_reviving(version)
         workers, self.workers = list(self.workers.values()), {}
         grace = {item.version: item.drain_timeout for item in self.record.versions.values()}
-        await asyncio.gather(*(worker.stop(grace.get(worker.version, 10.0)) for worker in workers))
+        await asyncio.gather(
+            *(worker.stop(grace.get(worker.version, 10.0), leave=True) for worker in workers)
+        )
         # After this reply: the caller reads it before the process goes.
         asyncio.get_running_loop().call_later(0.1, self._ended.set)
 
@@ -419,6 +421,7 @@ class Supervisor:
                     log.info("Adopted version %s, process %d", version, item.process.pid)
                 else:
                     self._retire_worker(worker)
+        await self._end_strays()
         for worker in self.workers.values():
             held = await worker.held_socket()
             if held is not None:
@@ -446,6 +449,19 @@ class Supervisor:
         await self._share_out()
         self._save_or_remember()
 
+    async def _end_strays(self) -> None:
+        """End workers that no record names: their supervisor died between starting them and writing that down."""
+        named = {item.socket for item in self.record.versions.values()}
+        for path in state.socket_dir(self.folder).glob("v*.sock"):
+            if str(path) in named:
+                continue
+            try:
+                await wire.exchange(path, {"op": "stop", "grace": 0.0, "leave": True}, timeout=5.0)
+                log.info("Ended a stray worker at %s", path)
+            except OSError:
+                for left in (path, path.with_name(path.name + ".fd")):
+                    left.unlink(missing_ok=True)
+
     async def _watch(self) -> None:
         truncated_at = 0.0
         while True:
@@ -466,13 +482,15 @@ class Supervisor:
             return
         ended = worker.poll()
         if ended is None:
-            self._ping(worker)
+            limit = self.record.versions[version].hang_timeout
+            self._ping(worker, limit)
             silent = time.monotonic() - self._heard.get(version, worker.started_at)
-            if silent < _HUNG_AFTER:
+            problem = self._problems.pop(version, None)
+            if silent < limit and problem is None:
                 if time.monotonic() - worker.started_at > _STEADY_AFTER:
                     self._crashes.pop(version, None)
                 return
-            ended = f"has not answered for {silent:.0f} s and was killed"
+            ended = f"was killed: {problem or f'it gave no sign of life for {silent:.0f} s.'}".rstrip(".")
         log.error("The worker of version %s %s", version, ended)
         self.record.versions[version].message = f"The worker {ended}."
         self._start_reviving(version)
@@ -490,22 +508,28 @@ class Supervisor:
         if task is not None:
             task.cancel()
 
-    def _ping(self, worker: Worker) -> None:
-        running = self._pings.get(worker.version)
-        last = self._heard.get(worker.version, worker.started_at)
-        if (running is not None and not running.done()) or time.monotonic() - last < _PING_EVERY:
+    def _ping(self, worker: Worker, limit: float) -> None:
+        """Ask for a sign of life, unless one came lately or is awaited."""
+        version = worker.version
+        running = self._pings.get(version)
+        last = self._heard.get(version, worker.started_at)
+        if (running is not None and not running.done()) or time.monotonic() - last < min(
+            _PING_EVERY, limit / 3
+        ):
             return
 
         async def ping() -> None:
             try:
-                await worker.call({"op": "status"}, timeout=_HUNG_AFTER)
-                self._heard[worker.version] = time.monotonic()
+                status = await worker.call({"op": "status"}, timeout=limit)
             except OSError as error:
-                log.warning(
-                    "Version %s did not answer a ping: %s", worker.version, error or type(error).__name__
-                )
+                log.warning("Version %s did not answer a ping: %s", version, error or type(error).__name__)
+                return
+            if self.workers.get(version) is worker:
+                self._heard[version] = time.monotonic()
+                if status["problem"] is not None:
+                    self._problems[version] = str(status["problem"])
 
-        self._pings[worker.version] = asyncio.create_task(ping())
+        self._pings[version] = asyncio.create_task(ping())
 
     async def _revive(self, version: str) -> None:
         """Start a version again, at once and then more and more slowly, until it is given up."""

@@ -64,7 +64,9 @@ class Worker:
             "body_timeout": item.body_timeout,
             "idle_timeout": item.idle_timeout,
             "connection_limit": item.connection_limit,
+            "predict_timeout": item.predict_timeout,
             "memory_limit": item.memory_limit,
+            "supervisor": os.getpid(),
             "restarts": item.restarts,
             "labels": item.labels,
         }
@@ -153,10 +155,10 @@ class Worker:
         except OSError:
             return None
 
-    async def stop(self, grace: float) -> None:
-        """Drain it for at most ``grace`` seconds, then end it whatever it does."""
+    async def stop(self, grace: float, *, leave: bool = False) -> None:
+        """Drain it for at most ``grace`` seconds, then end it whatever it does; ``leave``: nothing follows it."""
         try:
-            await self.call({"op": "stop", "grace": grace})
+            await self.call({"op": "stop", "grace": grace, "leave": leave})
             deadline = time.monotonic() + grace + 6
             while self.poll() is None and time.monotonic() < deadline:
                 await asyncio.sleep(0.05)

@@ -19,7 +19,7 @@ import httpx
 import psutil
 import pytest
 
-from notebooked_dagster.errors import DeploymentConflictError, DeploymentError, StateError
+from notebooked_dagster.errors import DeploymentConflictError, DeploymentError, ProviderError, StateError
 from notebooked_dagster.serving import processes, state
 from notebooked_dagster.serving.control import DeploymentSpec, EndpointControl
 from notebooked_dagster.serving.state import ProcessIdentity, Status
@@ -138,6 +138,35 @@ def test_a_worker_killed_under_load_comes_back(control: EndpointControl, tmp_pat
     assert "signal 9" in champion.message
 
 
+def test_a_worker_that_hangs_is_replaced(control: EndpointControl, tmp_path: Path) -> None:
+    serve_one(control, tmp_path, hang_timeout=1.0)
+    champion = control.get("e").champion
+    assert champion is not None
+    os.kill(champion.pid or 0, signal.SIGSTOP)
+
+    wait_until(lambda: control.get("e").champion.restarts == 1)  # type: ignore[union-attr]
+    wait_until(lambda: control.get("e").status is Status.HEALTHY)
+    assert "no sign of life" in control.get("e").message
+    assert control.predict("e", ROW) == {"predictions": ["one"]}
+    wait_until(lambda: not psutil.pid_exists(champion.pid or 0))
+
+
+def test_a_prediction_that_never_ends(control: EndpointControl, tmp_path: Path) -> None:
+    model = plain_model(tmp_path / "m1", "one", seconds=0.02)
+    script = model / "inference.py"
+    script.write_text(
+        script.read_text().replace("row[0] < 0 for row in data", "time.sleep(row[0]) for row in data")
+    )
+    control.deploy(DeploymentSpec("e", model, predict_timeout=1.5, hang_timeout=1.0))
+
+    with pytest.raises(ProviderError, match=r"answered 504: A prediction has run for more than 1\.5 s"):
+        control.predict("e", {"inputs": [[600.0, 0.0]]})
+
+    wait_until(lambda: control.get("e").champion.restarts == 1)  # type: ignore[union-attr]
+    wait_until(lambda: control.get("e").status is Status.HEALTHY)
+    assert control.predict("e", {"inputs": [[0.0, 0.0]]}) == {"predictions": ["one"]}
+
+
 @pytest.mark.slow
 def test_a_worker_that_keeps_crashing_is_given_up_with_a_503(
     control: EndpointControl, tmp_path: Path
@@ -193,6 +222,44 @@ def test_a_killed_supervisor_is_not_noticed_by_clients(control: EndpointControl,
     # The worker was adopted, not replaced.
     assert healed.champion.pid == before.champion.pid  # type: ignore[union-attr]
     assert healed.url == url
+
+
+def test_a_supervisor_killed_during_a_deployment(
+    control: EndpointControl, tmp_path: Path, folder: Path
+) -> None:
+    url = serve_one(control, tmp_path)
+    slow = plain_model(tmp_path / "m2", "two", hang_at_load=True)
+    errors: list[Exception] = []
+
+    def deploy() -> None:
+        try:
+            control.deploy(DeploymentSpec("e", slow))
+        except ProviderError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=deploy)
+    with Load(url, threads=1) as load:
+        load.wait_for("one")
+        thread.start()
+        wait_until(lambda: (folder / "versions/2/worker.log").exists())
+        os.kill(control.get("e").supervisor_pid or 0, signal.SIGKILL)
+        thread.join(30)
+        healed = control.ensure("e")
+
+    assert [type(error) for error in errors] == [ProviderError]
+    assert load.failures == []
+    assert healed.status is Status.HEALTHY
+    # The worker that was loading ends by itself: nobody waits for it.
+    wait_until(
+        lambda: (
+            [
+                p
+                for p in psutil.process_iter(["cmdline"])
+                if str(folder / "versions/2") in str(p.info["cmdline"])
+            ]
+            == []
+        )
+    )
 
 
 def test_an_adopted_worker_is_restarted_too(control: EndpointControl, tmp_path: Path) -> None:

@@ -38,15 +38,20 @@ class Engine:
     """A loaded model behind a check of its input.
 
     Predictions run one at a time, as they do in a notebook: on the event loop while they are quick, in one thread
-    of their own once they have turned out slow or the body is large, so that pings are answered meanwhile.
+    of their own once they have turned out slow or the body is large, so that pings are answered meanwhile. One that
+    takes longer than ``time_limit`` seconds is answered 504.
     """
 
-    def __init__(self, model: Model, metrics: Metrics) -> None:
+    def __init__(self, model: Model, metrics: Metrics, *, time_limit: float = 60.0) -> None:
         self.model = model
         self.metrics = metrics
         self._names = model.signature.names
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="predict")
         self._usual_seconds = _INLINE_SECONDS
+        self._time_limit = time_limit
+        self._running_since: float | None = None
+        # Why no prediction can be expected any more; a thread cannot be ended, so the process must be.
+        self.stuck: str | None = None
 
     async def answer(self, body: bytes, content_type: str, accept: str) -> Reply:
         """The reply to a request; never raises for what the request or the model does wrong."""
@@ -66,12 +71,9 @@ class Engine:
             if inline:
                 output, output_type = self._predict(body, content_type, accept)
             else:
-                loop = asyncio.get_running_loop()
-                output, output_type = await loop.run_in_executor(
-                    self._thread, self._predict, body, content_type, accept
-                )
+                output, output_type = await self._in_thread(body, content_type, accept)
         except RequestError as error:
-            self.metrics.failed("input")
+            self.metrics.failed("input" if error.status < 500 else "timeout")
             if error.__cause__ is not None:
                 log.warning("The model refused a request: %s", error.message, exc_info=error.__cause__)
             return Reply(error.status, error.body())
@@ -88,12 +90,37 @@ class Engine:
             )
         return Reply(200, output, output_type)
 
+    async def _in_thread(self, body: bytes, content_type: str, accept: str) -> tuple[bytes, str]:
+        loop = asyncio.get_running_loop()
+        waiting = loop.run_in_executor(self._thread, self._predict, body, content_type, accept)
+        try:
+            async with asyncio.timeout(self._time_limit) as limit:
+                return await waiting
+        except TimeoutError:
+            if not limit.expired():
+                raise  # The model's own, which is a failed prediction like any other.
+            since = self._running_since
+            if since is not None and time.perf_counter() - since >= self._time_limit:
+                self.stuck = f"A prediction has run for more than {self._time_limit:g} s."
+                raise RequestError(504, self.stuck) from None
+            raise RequestError(
+                503, f"The server is busy: the request waited {self._time_limit:g} s for others to end."
+            ) from None
+
     def _predict(self, body: bytes, content_type: str, accept: str) -> tuple[bytes, str]:
-        started = time.perf_counter()
+        started = self._running_since = time.perf_counter()
+        try:
+            answer = self._checked(body, content_type, accept)
+        finally:
+            self._running_since = None
+        self._usual_seconds += _MEMORY * (time.perf_counter() - started - self._usual_seconds)
+        return answer
+
+    def _checked(self, body: bytes, content_type: str, accept: str) -> tuple[bytes, str]:
         table = decode(body, content_type, self._names)
         self.model.signature.check(table)
         try:
-            answer = self.model.predict(table, accept)
+            return self.model.predict(table, accept)
         except ValueError as error:
             gap = _first_gap(table)
             if gap is None:
@@ -101,9 +128,6 @@ class Engine:
             raise RequestError(
                 400, f"{gap[0]} is missing (null), and the model does not take missing values.", **gap[1]
             ) from error
-        elapsed = time.perf_counter() - started
-        self._usual_seconds += _MEMORY * (elapsed - self._usual_seconds)
-        return answer
 
     def smoke(self) -> str | None:
         """Predict the input example; what went wrong, in full, or None. Also warms the model and its timing."""

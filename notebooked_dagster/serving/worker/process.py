@@ -30,6 +30,7 @@ from .wire import Pool
 log = logging.getLogger("notebooked.worker")
 
 _STAT_TIMEOUT = 2.0
+_ORPHAN_CHECK = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,10 @@ class Options:
         body_timeout: Seconds a client has to send its body.
         idle_timeout: Seconds after which a connection that has sent no complete request is closed.
         connection_limit: Connections at once; more get 503.
+        predict_timeout: Seconds a prediction may take.
         peer_timeout: Seconds another version has to answer before the champion does.
         memory_limit: Address space in bytes; None for no limit.
+        supervisor: Process id of the supervisor; a worker that loses it before it is ready serves nobody and ends.
         restarts: How often this version was restarted, for its metrics.
         labels: Lineage, shown at ``/version``.
     """
@@ -59,8 +62,10 @@ class Options:
     body_timeout: float = 30.0
     idle_timeout: float = 15.0
     connection_limit: int = 1024
+    predict_timeout: float = 60.0
     peer_timeout: float = 10.0
     memory_limit: int | None = None
+    supervisor: int | None = None
     restarts: int = 0
     labels: dict[str, str] = field(default_factory=dict)
 
@@ -114,10 +119,10 @@ class Worker:
         self.split = Split(options.version)
         self.draining = False
         self.successor: Peer | None = None
-        self.problem: str | None = "The model is being loaded."
+        self._unready: str | None = "The model is being loaded."
         folder = Path(options.model_dir)
         self.metadata = read_metadata(folder)
-        self.engine = Engine(load(folder), self.metrics)
+        self.engine = Engine(load(folder), self.metrics, time_limit=options.predict_timeout)
         self._public: socket.socket | None = None
         self._server: _PublicServer | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -125,19 +130,25 @@ class Worker:
         self._ended = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop
 
-    async def run(self) -> None:
-        """Live until told to stop."""
+    @property
+    def problem(self) -> str | None:
+        """Why no prediction can be expected; None where one can."""
+        return self._unready or self.engine.stuck
+
+    async def run(self, ready: threading.Event) -> None:
+        """Live until told to stop; ``ready`` is set once there is a private socket to be found by."""
         self._loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._ended.set)
         path = Path(self.options.socket)
-        self.problem = self.engine.smoke()
+        self._unready = self.engine.smoke()
         threading.Thread(
             target=wire.serve_descriptor,
             args=(path.with_name(path.name + ".fd"), self._take, lambda: self._public),
             daemon=True,
         ).start()
         server = await wire.listen(path, self._control)
+        ready.set()
         log.info(
             "Version %s is %s", self.version, "ready" if self.problem is None else "loaded but not ready"
         )
@@ -167,7 +178,7 @@ class Worker:
             self._follow(header.get("successor"))
             return {}, b""
         if op == "stop":
-            self._loop.create_task(self._drain(float(header["grace"])))
+            self._loop.create_task(self._drain(float(header["grace"]), bool(header["leave"])))
             return {}, b""
         return {"error": f"unknown op {op!r}"}, b""
 
@@ -227,13 +238,19 @@ class Worker:
         if successor is not None:
             self.successor = Peer(successor["version"], 100, Pool(Path(successor["socket"])))
 
-    async def _drain(self, grace: float) -> None:
-        """Finish what was begun: open connections get their replies, idle ones end by themselves or at the end."""
+    async def _drain(self, grace: float, leave: bool) -> None:
+        """Finish what was begun, for at most ``grace`` seconds.
+
+        A client may be about to use an idle connection: where something else serves from now on, those end by
+        themselves. With ``leave`` nothing does, and they are closed at once.
+        """
         self._release()
         deadline = time.monotonic() + grace
-        while (
-            self._server is not None and self._server.server_state.connections and time.monotonic() < deadline
-        ):
+        while (server := self._server) is not None and time.monotonic() < deadline:
+            if leave:
+                server.should_exit = True
+            if not server.server_state.connections:
+                break
             await asyncio.sleep(0.05)
         self._ended.set()
 
@@ -266,6 +283,14 @@ class Worker:
         return found
 
 
+def _end_as_orphan(supervisor: int, ready: threading.Event) -> None:
+    """While the model loads, nobody but the supervisor that started this process knows of it."""
+    while not ready.wait(_ORPHAN_CHECK):
+        if os.getppid() != supervisor:
+            log.error("The supervisor is gone; nobody waits for this worker.")
+            os._exit(1)
+
+
 def main(arguments: list[str]) -> int:
     """Run a worker; ``arguments`` is its options as one JSON object."""
     logging.basicConfig(
@@ -277,8 +302,12 @@ def main(arguments: list[str]) -> int:
 
         resource.setrlimit(resource.RLIMIT_AS, (options.memory_limit, options.memory_limit))
 
+    ready = threading.Event()
+    if options.supervisor is not None:
+        threading.Thread(target=_end_as_orphan, args=(options.supervisor, ready), daemon=True).start()
+
     async def run() -> None:
-        await Worker(options).run()
+        await Worker(options).run(ready)
 
     try:
         import uvloop

@@ -10,6 +10,14 @@ from typing import Any
 import orjson
 
 _KEYS = ("inputs", "instances", "dataframe_split", "dataframe_records")
+_CODES = {
+    404: "NOT_FOUND",
+    408: "REQUEST_TIMEOUT",
+    413: "REQUEST_TOO_LARGE",
+    415: "UNSUPPORTED_MEDIA_TYPE",
+    503: "UNAVAILABLE",
+    504: "TIMEOUT",
+}
 JSON = "application/json"
 CSV = "text/csv"
 JSON_LINES = ("application/jsonlines", "application/x-jsonlines", "application/jsonl", "application/x-ndjson")
@@ -32,9 +40,7 @@ class RequestError(Exception):
 
     def body(self) -> bytes:
         """The reply, in the shape MLflow's server uses, with our fields beside it."""
-        code = {400: "BAD_REQUEST", 413: "REQUEST_TOO_LARGE", 415: "UNSUPPORTED_MEDIA_TYPE"}.get(
-            self.status, "BAD_REQUEST" if self.status < 500 else "INTERNAL_ERROR"
-        )
+        code = _CODES.get(self.status, "BAD_REQUEST")
         return orjson.dumps({"error_code": code, "message": self.message, **self.fields})
 
 

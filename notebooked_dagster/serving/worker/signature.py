@@ -182,6 +182,9 @@ class Signature:
         columns = self.columns
         if names is not None:
             self._check_names(names)
+            twice = [name for name in names if names.count(name) > 1]
+            if twice:
+                raise RequestError(400, f"Column {twice[0]!r} is named twice.", column=twice[0])
             by_name = {column.name: column for column in columns}
             columns = tuple(by_name[name] for name in names)
         width = len(columns)

@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from notebooked_dagster.serving.worker.request import RequestError, decode
 from notebooked_dagster.serving.worker.signature import Signature
@@ -163,3 +165,59 @@ def test_media_types() -> None:
 def test_a_signature_that_says_nothing_checks_nothing() -> None:
     for unknown in (None, [], {}, [{"type": "tensor", "name": "a", "tensor-spec": {"shape": [1]}}], "x", [1]):
         check(Signature.parse(unknown), {"inputs": [["anything", None]]})
+
+
+def test_a_column_named_twice() -> None:
+    columns = [*GOOD_ROW, "kind"]
+    error = refusal(TABLE, {"dataframe_split": {"columns": columns, "data": [[1, 2, "a", True, "b"]]}})
+    assert error.fields == {"column": "kind"}
+
+
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(
+                ["inputs", "instances", "dataframe_split", "dataframe_records", "columns", "data", *GOOD_ROW]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=20,
+)
+
+
+def verdict(signature: Signature, body: bytes, media: str) -> int:
+    """The status a request would get before it reaches the model."""
+    try:
+        check(signature, body, media)
+    except RequestError as error:
+        return error.status if json.loads(error.body())["message"] else 500
+    return 200
+
+
+@given(
+    document=ANYTHING,
+    key=st.sampled_from(["inputs", "instances", "dataframe_records", "dataframe_split", None]),
+)
+@settings(max_examples=400, deadline=None)
+def test_any_json_either_fits_or_is_refused(document: Any, key: str | None) -> None:
+    body = json.dumps(document if key is None else {key: document}).encode()
+    for signature in (TABLE, ARRAY, IMAGES):
+        assert verdict(signature, body, "application/json") in (200, 400)
+
+
+@given(
+    body=st.binary(max_size=60),
+    media=st.sampled_from(["text/csv", "application/json", "application/jsonlines"]),
+)
+@settings(max_examples=400, deadline=None)
+def test_any_bytes_either_fit_or_are_refused(body: bytes, media: str) -> None:
+    for signature in (TABLE, ARRAY):
+        assert verdict(signature, body, media) in (200, 400)
