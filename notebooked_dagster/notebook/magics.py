@@ -1,0 +1,422 @@
+"""Make a code cell plain Python with the same number of lines.
+
+A cell that parses as it stands is taken as it stands (but for calls of IPython's own functions). Only where it does not,
+its lines are looked at one by one: magics, shell escapes and help are unwrapped, dropped or refused, each with a
+:class:`Removal`. What then still does not parse is handed to IPython's own transformer, which knows the rest.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .model import Cell, CellCode, Removal
+
+# Cell magics whose body is Python that runs.
+_UNWRAPPED_CELLS = frozenset(
+    {"time", "timeit", "capture", "prun", "memit", "mprun", "lprun", "python", "python3", "notify"}
+)
+# Cell magics that only show something.
+_SHOWN_CELLS = frozenset({"html", "HTML", "javascript", "js", "latex", "markdown", "svg", "SVG", "mermaid"})
+_UNWRAPPED_LINES = frozenset({"time", "timeit", "prun", "memit", "lprun", "mprun"})
+_INSTALLERS = re.compile(
+    r"^(?:sudo\s+)?(?:[\w./{}]*python[\d.]*\s+-m\s+)?(?:pip3?|uv\s+pip|conda|mamba)\s+install\b(?P<rest>.*)$"
+)
+_ASSIGNED_SHELL = re.compile(
+    r"^(?P<indent>\s*)(?P<target>[A-Za-z_][\w., \[\]'\"]*?)\s*=\s*(?P<mark>[!%])(?!=)(?P<rest>.*)$"
+)
+_HELP = re.compile(r"^\s*(?:\?{1,2}\s*[\w.*%]+|%{0,2}[\w.*\[\]'\"]+(?:\(\))?\s*\?{1,2})\s*(?:#.*)?;?\s*$")
+_MAGIC = re.compile(r"^(?P<indent>\s*)%(?P<name>[A-Za-z_][\w.]*)(?P<rest>.*)$")
+_SHELL = re.compile(r"^(?P<indent>\s*)!{1,2}(?P<rest>.*)$")
+# IPython's automagic: a line that starts with one of these commands, and is no Python, is a magic.
+_AUTOMAGIC = re.compile(
+    r"^\s*(?:(?:pip3?|conda|mamba)\s+install\s|(?:ls|ll|cat|head|tail|mkdir|rmdir|rm|cp|mv|less|more|man|cd|pwd)(?:\s+[-\w./*~{\"'$][^=()]*)?$)"
+)
+_PROMPT = re.compile(r"^(\s*)(?:>>> ?|\.\.\. ?|In \[\d+\]: ?|\s*\.{3,}: )")
+_OPTIONS_WITH_VALUE = frozenset(
+    {
+        "-r",
+        "-c",
+        "-e",
+        "-i",
+        "-f",
+        "-t",
+        "-n",
+        "-p",
+        "--index-url",
+        "--extra-index-url",
+        "--find-links",
+        "--target",
+        "--name",
+        "--channel",
+    }
+)
+
+
+@dataclass(slots=True)
+class _Work:
+    """What is known of a cell while it is made into Python."""
+
+    cell: Cell
+    lines: list[str]
+    removals: list[Removal] = field(default_factory=list)
+    unsupported: list[Removal] = field(default_factory=list)
+    requirements: list[str] = field(default_factory=list)
+
+    def remove(self, line: int, text: str, reason: str, rule: str) -> None:
+        self.removals.append(Removal(self.cell.index, line, text.strip(), reason, rule))
+
+    def refuse(self, line: int, text: str, reason: str, rule: str) -> None:
+        removal = Removal(self.cell.index, line, text.strip(), reason, rule)
+        self.removals.append(removal)
+        self.unsupported.append(removal)
+
+
+def to_python(cell: Cell, *, path: Path | None = None) -> CellCode:
+    """Make a code cell plain Python; never raises because of what the cell contains.
+
+    Args:
+        cell: A code cell.
+        path: The notebook, for messages.
+    """
+    work = _Work(cell, cell.source.split("\n"))
+    # A no-break space is what a web page or a word processor puts where a space was meant.
+    source = cell.source.replace("\u00a0", " ") if "\u00a0" in cell.source else cell.source
+    tree, error = _parsed(cell.source)
+    if tree is not None:
+        source = cell.source
+    elif source != cell.source:
+        work.lines = source.split("\n")
+        tree, error = _parsed(source)
+    if tree is None:
+        source = _plain(work)
+        tree, error = _parsed(source)
+    if tree is None:
+        transformed = _transformed_by_ipython(source)
+        if transformed is not None:
+            source = transformed
+            tree, error = _parsed(source)
+    awaits = tree is not None and _awaits(tree)
+    if tree is not None and ("get_ipython" in source or "display" in source):
+        source, tree = _without_ipython(work, source, tree)
+    return CellCode(
+        cell=cell,
+        source=source,
+        tree=tree,
+        error=error,
+        removals=tuple(work.removals),
+        requirements=tuple(dict.fromkeys(work.requirements)),
+        unsupported=tuple(work.unsupported),
+        uses_await=awaits,
+    )
+
+
+def _parsed(source: str) -> tuple[ast.Module | None, SyntaxError | None]:
+    """Parse as IPython does: top-level await is allowed, warnings about escapes are nobody's business here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return ast.parse(source), None
+        except SyntaxError as error:
+            return None, error
+        except (ValueError, RecursionError, MemoryError) as error:
+            return None, SyntaxError(f"cannot be parsed: {error or type(error).__name__}")
+
+
+def _awaits(tree: ast.Module) -> bool:
+    waiting: list[ast.AST] = list(tree.body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Await | ast.AsyncFor | ast.AsyncWith):
+            return True
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef):
+            waiting.extend(ast.iter_child_nodes(node))
+    return False
+
+
+def _plain(work: _Work) -> str:
+    """The cell's lines with what is not Python taken out, as many lines as before."""
+    first = next((index for index, line in enumerate(work.lines) if line.strip()), None)
+    if first is None:
+        return "\n".join(work.lines)
+    head = work.lines[first].strip()
+    if head.startswith("%%"):
+        return _cell_magic(work, first, head)
+    return _lines(work, 0)
+
+
+def _cell_magic(work: _Work, first: int, head: str) -> str:
+    name, _, arguments = head[2:].strip().partition(" ")
+    body = work.lines[first + 1 :]
+    blank = [""] * (first + 1)
+    if name in _UNWRAPPED_CELLS:
+        work.remove(
+            first + 1,
+            head,
+            f"`%%{name}` only measures or hides; its body runs without it.",
+            "magic-unwrapped",
+        )
+        work.lines = [*blank, *body]
+        # `%%timeit setup` runs the rest of its line first.
+        if name == "timeit" and (statement := re.sub(r"^(?:\s*-\w+(?:\s*\d+)?)*\s*", "", arguments)):
+            work.lines[first] = statement
+        return _plain_body(work, first + 1)
+    if name in _SHOWN_CELLS:
+        work.remove(first + 1, head, f"`%%{name}` only shows something.", "magic-dropped")
+    elif name in ("writefile", "file"):
+        work.refuse(
+            first + 1,
+            head,
+            "`%%writefile` makes a file that the script would not have.",
+            "cell-magic-unsupported",
+        )
+    else:
+        work.refuse(
+            first + 1, head, f"`%%{name}` does not run Python in this process.", "cell-magic-unsupported"
+        )
+    return "\n".join([""] * len(work.lines))
+
+
+def _plain_body(work: _Work, start: int) -> str:
+    """The body of an unwrapped cell magic: it may be Python as it stands, or hold another magic."""
+    source = "\n".join(work.lines)
+    if _parsed(source)[0] is not None:
+        return source
+    following = next((index for index in range(start, len(work.lines)) if work.lines[index].strip()), None)
+    if following is not None and work.lines[following].strip().startswith("%%"):
+        return _cell_magic(work, following, work.lines[following].strip())
+    return _lines(work, start)
+
+
+def _lines(work: _Work, start: int) -> str:
+    lines = work.lines
+    if any(_PROMPT.match(line) for line in lines):
+        lines = work.lines = [_PROMPT.sub(r"\1", line) for line in lines]
+        if _parsed("\n".join(lines))[0] is not None:
+            return "\n".join(lines)
+    inside = _continued_lines(lines)
+    index = start
+    while index < len(lines):
+        line = lines[index]
+        if index not in inside and _foreign(line):
+            end = index
+            while lines[end].rstrip().endswith("\\") and end + 1 < len(lines):
+                end += 1
+            whole = "\n".join(lines[index : end + 1])
+            lines[index] = _replacement(work, index + 1, whole.replace("\\\n", " "))
+            for extra in range(index + 1, end + 1):
+                lines[extra] = ""
+            index = end
+        index += 1
+    return "\n".join(lines)
+
+
+def _foreign(line: str) -> bool:
+    stripped = line.lstrip()
+    return (
+        stripped.startswith(("%", "!", "?"))
+        or bool(_ASSIGNED_SHELL.match(line))
+        or ("?" in stripped and bool(_HELP.match(line)))
+        or bool(_AUTOMAGIC.match(line))
+    )
+
+
+def _continued_lines(lines: list[str]) -> frozenset[int]:
+    """Lines that begin inside a string or a bracket: nothing in them is a magic, whatever they start with."""
+    inside: set[int] = set()
+    quote, depth = "", 0
+    for number, line in enumerate(lines):
+        if quote or depth > 0:
+            inside.add(number)
+        elif _foreign(line):
+            # A magic's line is no Python: its quotes and brackets open nothing.
+            continue
+        quote, depth = _after(line, quote, depth)
+    return frozenset(inside)
+
+
+def _after(line: str, quote: str, depth: int) -> tuple[str, int]:
+    """The open triple quote and bracket depth behind a line."""
+    position = 0
+    while position < len(line):
+        rest = line[position:]
+        if quote:
+            if rest.startswith("\\"):
+                position += 2
+            elif rest.startswith(quote):
+                position += len(quote)
+                quote = ""
+            else:
+                position += 1
+            continue
+        if rest.startswith("#"):
+            break
+        if rest.startswith(('"""', "'''")):
+            quote = rest[:3]
+            position += 3
+        elif rest[0] in "\"'":
+            quote = rest[0]
+            position += 1
+        else:
+            depth += (rest[0] in "([{") - (rest[0] in ")]}")
+            position += 1
+    # A string in single quotes ends with its line, unless a backslash continues it.
+    if len(quote) == 1 and not line.endswith("\\"):
+        quote = ""
+    return quote, max(depth, 0)
+
+
+def _replacement(work: _Work, number: int, line: str) -> str:
+    """What stands in a line's place; the removal is noted."""
+    assigned = _ASSIGNED_SHELL.match(line)
+    if assigned and not line.lstrip().startswith(("%", "!", "?")):
+        return _assigned(work, number, line, assigned)
+    if _HELP.match(line):
+        work.remove(number, line, "Help is for reading, not for running.", "help-dropped")
+        return _nothing(line)
+    shell = _SHELL.match(line)
+    if shell:
+        return _shell(work, number, line, shell["rest"].strip())
+    magic = _MAGIC.match(line)
+    if magic:
+        return _line_magic(work, number, line, magic)
+    return _shell(work, number, line, line.strip())
+
+
+def _without_options(statement: str) -> str:
+    """The statement behind the options of ``%timeit`` and its like (``-n 10 -o``)."""
+    return re.sub(r"^(?:-\w+(?:\s*\d+)?\s+)*", "", statement)
+
+
+def _assigned(work: _Work, number: int, line: str, match: re.Match[str]) -> str:
+    rest = match["rest"].strip()
+    if match["mark"] == "%":
+        name, _, statement = rest.partition(" ")
+        if name in _UNWRAPPED_LINES and statement:
+            work.remove(number, line, f"`%{name}` only measures.", "magic-unwrapped")
+            return f"{match['indent']}{match['target']} = {_without_options(statement)}"
+        if name == "pwd":
+            work.remove(number, line, "`%pwd` is the working folder.", "magic-replaced")
+            return f"{match['indent']}{match['target']} = __import__('os').getcwd()"
+    work.refuse(number, line, "The output of a command or magic is kept in a variable.", "shell-assigned")
+    return f"{match['indent']}pass"
+
+
+def _shell(work: _Work, number: int, line: str, command: str) -> str:
+    installer = _INSTALLERS.match(command)
+    if installer:
+        wanted = list(requirements_of(installer["rest"]))
+        work.requirements += wanted
+        work.remove(number, line, "Packages are installed from the requirements.", "install-to-requirements")
+    else:
+        work.remove(number, line, "A shell command is not run in production.", "shell-dropped")
+    return _nothing(line)
+
+
+def _line_magic(work: _Work, number: int, line: str, match: re.Match[str]) -> str:
+    name, rest = match["name"], match["rest"].strip()
+    if name in _UNWRAPPED_LINES:
+        statement = _without_options(rest)
+        work.remove(number, line, f"`%{name}` only measures.", "magic-unwrapped")
+        return f"{match['indent']}{statement or 'pass'}"
+    if name in ("pip", "conda", "mamba", "uv"):
+        return _shell(work, number, line, f"{name} {rest}")
+    if name in ("env", "set_env") and "=" in rest.split("#")[0]:
+        key, _, value = rest.partition("=")
+        work.remove(number, line, f"`%{name}` becomes an assignment to os.environ.", "magic-replaced")
+        return f"{match['indent']}__import__('os').environ[{key.strip()!r}] = {value.strip()!r}"
+    if name in ("cd", "run", "load", "store", "sql", "R", "bigquery", "system", "sx"):
+        work.refuse(number, line, f"`%{name}` reaches outside the notebook.", "magic-unsupported")
+        return _nothing(line)
+    work.remove(number, line, f"`%{name}` sets up the notebook, not the program.", "magic-dropped")
+    return _nothing(line)
+
+
+def _nothing(line: str) -> str:
+    """A statement that does nothing where a block may need one, an empty line elsewhere."""
+    indent = line[: len(line) - len(line.lstrip())]
+    return f"{indent}pass" if indent else ""
+
+
+def requirements_of(arguments: str) -> Iterator[str]:
+    """The packages that an install command's arguments name, as PEP 508 strings where they are."""
+    try:
+        words = shlex.split(arguments, comments=True)
+    except ValueError:
+        words = arguments.split()
+    skip = False
+    for word in words:
+        if skip:
+            skip = False
+        elif word in _OPTIONS_WITH_VALUE:
+            skip = True
+        elif word in ("&&", ";", "|", "||", ">", "2>&1", "&"):
+            return
+        elif word.startswith(("-", ">", "2>", "{", "$")) or not word.strip():
+            continue
+        elif re.match(r"^(?:git\+|https?:)", word) or re.match(r"^[A-Za-z0-9][\w.-]*(?:\[[\w,.-]+\])?", word):
+            yield word
+
+
+def _transformed_by_ipython(source: str) -> str | None:
+    """IPython's own transformation, where it keeps the number of lines."""
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    try:
+        transformed: str = TransformerManager().transform_cell(source)  # type: ignore[no-untyped-call]
+    except Exception:  # IPython raises whatever its tokenizer does; the cell then stays as it is
+        return None
+    count = source.count("\n")
+    transformed = transformed.removesuffix("\n") if transformed.count("\n") == count + 1 else transformed
+    return transformed if transformed.count("\n") == count else None
+
+
+def _without_ipython(work: _Work, source: str, tree: ast.Module) -> tuple[str, ast.Module]:
+    """Statements that only call IPython become ``pass``; ``display(x)`` shows and does no more."""
+    lines = source.split("\n")
+    imported = any(
+        isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == "display" for node in ast.walk(tree)
+    )
+    changed = False
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Call):
+            continue
+        name = _called(node.value)
+        if name.startswith("get_ipython") or (
+            name in ("display", "display.display", "IPython.display.display") and not imported
+        ):
+            if node.end_lineno is None or lines[node.lineno - 1][: node.col_offset].strip():
+                continue
+            rule = "display-dropped" if "display" in name else "magic-dropped"
+            work.remove(node.lineno, lines[node.lineno - 1], f"`{name}` only works in a notebook.", rule)
+            rest = lines[node.end_lineno - 1].encode()[node.end_col_offset or 0 :].decode()
+            lines[node.lineno - 1] = f"{lines[node.lineno - 1][: node.col_offset]}pass{rest}"
+            for extra in range(node.lineno, node.end_lineno):
+                lines[extra] = ""
+            changed = True
+    if not changed:
+        return source, tree
+    text = "\n".join(lines)
+    parsed = _parsed(text)[0]
+    return (text, parsed) if parsed is not None else (source, tree)
+
+
+def _called(call: ast.Call) -> str:
+    parts: list[str] = []
+    node: ast.AST = call.func
+    while True:
+        if isinstance(node, ast.Attribute):
+            parts.append(node.attr)
+            node = node.value
+        elif isinstance(node, ast.Call):
+            node = node.func
+        elif isinstance(node, ast.Name):
+            parts.append(node.id)
+            return ".".join(reversed(parts))
+        else:
+            return ".".join(reversed(parts))
