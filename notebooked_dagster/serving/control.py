@@ -38,6 +38,7 @@ from notebooked_dagster.errors import (
 )
 
 from . import processes, state
+from .folders import checked_source, copy_model, keep_log_only, next_version, remapped
 from .state import DeploymentSpec, EndpointRecord, EndpointState, Role, Status, VersionRecord
 from .worker import wire
 
@@ -68,14 +69,14 @@ class EndpointControl:
             DeploymentConflictError: Another change of this endpoint is under way.
             StateError: The state is damaged or cannot be written.
         """
-        source = _checked(spec)
+        source = checked_source(spec)
         folder = self._folder(spec.endpoint)
         with self._changing(spec.endpoint):
             record = self._begin(folder, spec)
             first = record.champion is None
-            version = str(_next_version(folder, record))
+            version = str(next_version(folder, record))
             try:
-                _copy_model(source, state.model_dir(folder, version))
+                copy_model(source, state.model_dir(folder, version))
                 item = VersionRecord(
                     version=version,
                     model_uri=spec.model_uri or str(source),
@@ -90,6 +91,7 @@ class EndpointControl:
                     connection_limit=spec.connection_limit,
                     predict_timeout=spec.predict_timeout,
                     hang_timeout=spec.hang_timeout,
+                    restart_limit=spec.restart_limit,
                     memory_limit=spec.memory_limit,
                     keep_warm=spec.keep_warm,
                 )
@@ -111,7 +113,7 @@ class EndpointControl:
                 if first:
                     self._remove(folder)
                 else:
-                    _keep_log_only(folder / "versions" / version)
+                    keep_log_only(folder / "versions" / version)
                 raise
 
     def traffic(self, name: str, weights: Mapping[str, int]) -> EndpointState:
@@ -222,7 +224,7 @@ class EndpointControl:
         if not path.is_file():
             raise ProviderError(f"Endpoint {name!r} has no log of version {version!r}.", path=path)
         text = path.read_text("utf-8", "replace")
-        yield from _remapped(text, state.model_dir(folder, version)).splitlines()
+        yield from remapped(text, state.model_dir(folder, version)).splitlines()
 
     # How it is done
 
@@ -390,43 +392,6 @@ class EndpointControl:
             processes.kill(item.process)
 
 
-def _checked(spec: DeploymentSpec) -> Path:
-    """The model folder, absolute. Raises DeploymentError where it cannot be served."""
-    source = spec.model_dir.expanduser().resolve()
-    if not 0 < spec.weight <= 100:
-        raise DeploymentError(f"A weight lies between 1 and 100, not {spec.weight}.")
-    if not source.is_dir():
-        raise DeploymentError(
-            "There is no such model folder.", path=source, hint="Train first, or check the path."
-        )
-    if not (source / "inference.py").is_file() and not (source / "MLmodel").is_file():
-        raise DeploymentError(
-            "The folder holds no model: neither inference.py nor an MLflow model (MLmodel).",
-            path=source,
-            hint="Point at the model folder that training wrote.",
-        )
-    return source
-
-
-def _next_version(folder: Path, record: EndpointRecord) -> int:
-    """A number never used, also not by a deployment that failed."""
-    used = [int(path.name) for path in folder.glob("versions/*") if path.name.isdigit()]
-    return max([0, *used, *(int(version) for version in record.versions)]) + 1
-
-
-def _copy_model(source: Path, target: Path) -> None:
-    """Copy a model folder. Not hard links: training into the same folder again would change what is served."""
-    try:
-        shutil.copytree(source, target, symlinks=False, ignore=shutil.ignore_patterns("__pycache__"))
-    except (OSError, shutil.Error) as error:
-        shutil.rmtree(target, ignore_errors=True)
-        raise DeploymentError(f"The model folder cannot be copied: {error}.", path=source) from error
-
-
-def _keep_log_only(folder: Path) -> None:
-    shutil.rmtree(folder / "model", ignore_errors=True)
-
-
 def _unsupervised(folder: Path, record: EndpointRecord) -> EndpointState:
     alive = {item.version for item in record.versions.values() if processes.alive(item.process)}
     return state.view(folder, record, supervisor_pid=None, alive=alive)
@@ -446,17 +411,9 @@ def _explain(error: NotebookedError, model_dir: Path) -> None:
     """Rewrite the log lines of a failed deployment so that they name notebook cells."""
     lines = error.details.get("log")
     if lines:
-        text = _remapped("\n".join(lines), model_dir)
+        text = remapped("\n".join(lines), model_dir)
         error.details["log"] = text.splitlines()
         error.message = f"{error.message}\n{text}\n"
-
-
-def _remapped(text: str, model_dir: Path) -> str:
-    if not (model_dir / "source_map.json").is_file():
-        return text
-    from notebooked_dagster.codegen.traceback import remap
-
-    return remap(text, model_dir)
 
 
 def _supervisor_failure(folder: Path, code: int | None) -> NotebookedError:

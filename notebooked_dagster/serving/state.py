@@ -67,6 +67,7 @@ class DeploymentSpec:
         connection_limit: Connections at once; more are answered 503.
         predict_timeout: Seconds a prediction may take; then 504, and the worker is restarted.
         hang_timeout: Seconds a worker may give no sign of life before it is restarted.
+        restart_limit: Restarts in a row after which the worker is given up.
         memory_limit: Address space of the worker in bytes (``RLIMIT_AS``); None for no limit.
         keep: How many versions that serve no more are kept for rollback.
         keep_warm: Leave the replaced version loaded, so that a rollback takes no time.
@@ -89,6 +90,7 @@ class DeploymentSpec:
     connection_limit: int = 1024
     predict_timeout: float = 60.0
     hang_timeout: float = 60.0
+    restart_limit: int = 6
     memory_limit: int | None = None
     keep: int = 3
     keep_warm: bool = False
@@ -170,6 +172,7 @@ class VersionRecord(BaseModel):
     connection_limit: int = 1024
     predict_timeout: float = 60.0
     hang_timeout: float = 60.0
+    restart_limit: int = 6
     memory_limit: int | None = None
     keep_warm: bool = False
     process: ProcessIdentity | None = None

@@ -32,7 +32,6 @@ log = logging.getLogger("notebooked.supervisor")
 _TICK = 0.25
 _PING_EVERY = 5.0
 _BACKOFF = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
-_CRASH_LIMIT = 6
 _STEADY_AFTER = 60.0
 _BACKLOG = 2048
 _PORT_PATIENCE = 1.0
@@ -534,11 +533,10 @@ class Supervisor:
     async def _revive(self, version: str) -> None:
         """Start a version again, at once and then more and more slowly, until it is given up."""
         reason = self.record.versions[version].message
-        while (count := self._crashes.get(version, 0)) < _CRASH_LIMIT:
+        limit = self.record.versions[version].restart_limit
+        while (count := self._crashes.get(version, 0)) < limit:
             self._crashes[version] = count + 1
-            self._note(
-                version, Status.DEGRADED, f"{reason} Restart {count + 1} of {_CRASH_LIMIT}.", restarts=1
-            )
+            self._note(version, Status.DEGRADED, f"{reason} Restart {count + 1} of {limit}.", restarts=1)
             await asyncio.sleep(_BACKOFF[min(count, len(_BACKOFF) - 1)])
             item = self.record.versions[version].model_copy(deep=True)
             try:
@@ -553,7 +551,7 @@ class Supervisor:
             self._save_or_remember()
             if await self._back_in_traffic(worker):
                 return
-        self._note(version, Status.FAILED, f"{reason} It was given up after {_CRASH_LIMIT} restarts.")
+        self._note(version, Status.FAILED, f"{reason} It was given up after {limit} restarts.")
         log.error("Version %s is given up: %s", version, self.record.versions[version].message)
         if version == self.record.champion:
             await self._start_sorry()

@@ -167,13 +167,12 @@ def test_a_prediction_that_never_ends(control: EndpointControl, tmp_path: Path) 
     assert control.predict("e", {"inputs": [[0.0, 0.0]]}) == {"predictions": ["one"]}
 
 
-@pytest.mark.slow
 def test_a_worker_that_keeps_crashing_is_given_up_with_a_503(
     control: EndpointControl, tmp_path: Path
 ) -> None:
     switch = tmp_path / "crash-now"
     model = plain_model(tmp_path / "m1", "one", exit_after_smoke=str(switch))
-    url = control.deploy(DeploymentSpec("e", model)).url
+    url = control.deploy(DeploymentSpec("e", model, restart_limit=2)).url
     switch.touch()
     champion = control.get("e").champion
     assert champion is not None
@@ -189,10 +188,10 @@ def test_a_worker_that_keeps_crashing_is_given_up_with_a_503(
     assert control.predict("e", ROW) == {"predictions": ["two"]}
 
 
-@pytest.mark.slow
 def test_ensure_revives_what_was_given_up(control: EndpointControl, tmp_path: Path) -> None:
     switch = tmp_path / "crash-now"
-    control.deploy(DeploymentSpec("e", plain_model(tmp_path / "m1", "one", exit_after_smoke=str(switch))))
+    model = plain_model(tmp_path / "m1", "one", exit_after_smoke=str(switch))
+    control.deploy(DeploymentSpec("e", model, restart_limit=2))
     switch.touch()
     champion = control.get("e").champion
     assert champion is not None
