@@ -430,12 +430,11 @@ class _Classifier:
         open_indices = list(start)
         while open_indices:
             index = open_indices.pop()
-            if index in found:
-                continue
-            found.add(index)
-            open_indices.extend(
-                source for source in self.sources(index) if source not in found and source not in stop
-            )
+            if index not in found:
+                found.add(index)
+                open_indices.extend(
+                    source for source in self.sources(index) if source not in found and source not in stop
+                )
             if not open_indices:
                 open_indices.extend(self._open_names(found, stop))
         return found

@@ -279,3 +279,15 @@ def test_inference_reads_what_only_training_makes() -> None:
     assert len(skew) == 1
     assert "mean" in skew[0].message
     assert skew[0].cell == 3
+
+
+def test_what_a_lambda_reads_is_needed_however_the_slice_is_walked() -> None:
+    analysis = analyse(
+        notebook(
+            "import math\nimport numpy as np\nfrom sklearn.linear_model import Ridge",
+            "X = np.arange(10.0).reshape(-1, 1)\ny = X[:, 0]\nscale = lambda x: x / math.sqrt(2.0)",
+            "model = Ridge()\nmodel.fit(scale(X), scale(y))\nprint(model.score(scale(X), scale(y)))",
+        )
+    )
+    assert "import math" in code_of(analysis, Stage.TRAIN)
+    assert "import math" in code_of(analysis, Stage.PREPROCESS)
