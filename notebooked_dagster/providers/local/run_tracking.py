@@ -48,8 +48,10 @@ class RunTracking:
         """Start the run; returns what ``train.py`` needs in its environment to join it, empty without one."""
         if self.uri is None:
             return {}
+        joined: dict[str, str] = {}
         with self._tolerated("The MLflow run could not be started"):
-            return self.attach(None)
+            joined.update(self.attach(None))
+        return joined
 
     def attach(self, run_id: str | None) -> dict[str, str]:
         """Take up a run, or start one where None.

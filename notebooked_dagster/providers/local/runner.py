@@ -102,6 +102,11 @@ class Runner:
                         build_env=self.handover.build_environment,
                     )
                 )
+                if tracking_environment and not venv.has_package(Path(python), "mlflow"):
+                    self.say(
+                        "the environment has no mlflow: what train.py does not log itself is logged for it"
+                    )
+                    tracking_environment = {}
                 self.spec.python = python
                 jobs.write_spec(self.folder, self.spec)
             except NotebookedError:

@@ -15,7 +15,10 @@ from notebooked_dagster.errors import MissingPackageError, ProviderError
 
 from .logs import tail
 
-_FILES = ("requirements-train.txt", "requirements.txt")
+# The union first: the same interpreter serves the model afterwards.
+_FILES = ("requirements.txt", "requirements-train.txt")
+# What the model server's worker imports besides the model's own packages.
+_SERVING = ("fastapi", "uvicorn", "orjson", "prometheus-client")
 _NOT_FOUND = ("No solution found", "No matching distribution", "not found in the package registry")
 _BUILD_WAIT = 3600.0
 
@@ -24,7 +27,7 @@ Run = Callable[[Sequence[str], Mapping[str, str]], int]
 
 
 def requirements_file(code: Path) -> Path | None:
-    """The requirements that training needs: its own where they are apart, else the union."""
+    """The requirements the environment is made from; None where the experiment has none."""
     return next((code / name for name in _FILES if (code / name).is_file()), None)
 
 
@@ -47,7 +50,7 @@ def environment_python(
     """
     file = requirements_file(code)
     text = file.read_text(encoding="utf-8") if file is not None else ""
-    key = hashlib.sha256(f"{sys.version}\n{sys.executable}\n{text}".encode()).hexdigest()[:20]
+    key = hashlib.sha256(f"{sys.version}\n{sys.executable}\n{_SERVING}\n{text}".encode()).hexdigest()[:20]
     folder = cache / key
     python = folder / "bin" / "python"
     complete = folder / ".complete"
@@ -83,7 +86,13 @@ def _steps(folder: Path, file: Path | None, environment: Mapping[str, str]) -> l
     else:
         steps = [[sys.executable, "-m", "venv", str(folder)]]
         install = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
-    return [*steps, [*install, "-r", str(file)]] if file is not None else steps
+    wanted = ["-r", str(file)] if file is not None else []
+    return [*steps, [*install, *wanted, *_SERVING]]
+
+
+def has_package(python: Path, name: str) -> bool:
+    """Whether an environment holds an importable package, without starting its interpreter."""
+    return any(python.parent.parent.glob(f"lib/python*/site-packages/{name}/__init__.py"))
 
 
 def _failed(step: Sequence[str], code: int, log: Path) -> ProviderError | MissingPackageError:

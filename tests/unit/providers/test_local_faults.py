@@ -62,7 +62,10 @@ def family(folder: Path) -> list[int]:
     """The process ids of a hanging job: the trainer, its child, and a child in a session of its own."""
     record = jobs.read(folder)
     assert record.trainer is not None
-    return [record.trainer.pid, *(int((folder / "work" / name).read_text()) for name in ("grandchild", "stray"))]
+    return [
+        record.trainer.pid,
+        *(int((folder / "work" / name).read_text()) for name in ("grandchild", "stray")),
+    ]
 
 
 @pytest.fixture
@@ -120,7 +123,9 @@ LocalProvider(state, stop_grace=0.5).train(
 """
 
 
-def waiting_parent(provider: LocalProvider, experiment: Experiment, act: str) -> tuple[subprocess.Popen[bytes], Path]:
+def waiting_parent(
+    provider: LocalProvider, experiment: Experiment, act: str
+) -> tuple[subprocess.Popen[bytes], Path]:
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, str(provider.state), str(experiment.scripts), act],
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -197,7 +202,7 @@ def test_a_file_that_training_does_not_find_is_a_data_error(provider, experiment
 
 def test_a_missing_package_comes_with_its_requirement(provider, tmp_path):
     scripts = write_scripts(tmp_path / "s", requirements="package-that-nobody-wrote==1.2\n")
-    with pytest.raises(MissingPackageError, match="pip install 'package-that-nobody-wrote==1.2'"):
+    with pytest.raises(MissingPackageError, match=r"pip install 'package-that-nobody-wrote==1\.2'"):
         provider.train(acting(Experiment("sample", scripts), "missing"))
 
 
@@ -266,7 +271,9 @@ def test_whatever_is_printed_arrives(provider, experiment):
     assert "progress 10%" not in seen
     assert "latin-1: \ufffd\ufffd" in seen
     assert sum(len(line) for line in seen if line and set(line) == {"x"}) == 200_000
-    assert [line for line in seen if line.startswith("line ")] == [f"line {number}" for number in range(20_000)]
+    assert [line for line in seen if line.startswith("line ")] == [
+        f"line {number}" for number in range(20_000)
+    ]
     assert "no newline at the endtraining ends" in seen
 
 
@@ -303,15 +310,19 @@ def test_a_runner_that_cannot_start_says_why(provider, experiment, monkeypatch):
 
 @pytest.mark.slow
 def test_an_environment_of_its_own_is_built_once(provider, tmp_path):
-    wheel = tmp_path / "pkg"
-    wheel.mkdir()
-    (wheel / "pyproject.toml").write_text('[project]\nname = "tiny-thing"\nversion = "1.0"\n')
     scripts = write_scripts(tmp_path / "s", requirements="")
     own = dataclasses.replace(Experiment("sample", scripts), own_environment=True)
     first = provider.train(own)
     assert any("building the environment" in line for line in provider.logs(first.id))
     second = provider.train(own)
     assert any("is there already" in line for line in provider.logs(second.id))
+    # The environment also serves what was trained in it.
+    assert second.model_uri is not None
+    try:
+        provider.deploy(own, second.model_uri, "own")
+        assert provider.predict("own", {"dataframe_records": [{"x": 1.0}]}) == {"predictions": [3.0]}
+    finally:
+        provider.delete_endpoint("own")
 
 
 def test_a_requirement_that_is_not_to_be_had_is_named(provider, tmp_path, monkeypatch):
