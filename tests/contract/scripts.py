@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-TRAIN = '''
+TRAIN = """
 import argparse, json, os, pathlib, shutil, subprocess, sys, time
 
 parser = argparse.ArgumentParser()
@@ -107,9 +107,9 @@ if args.act == "mlflow" and os.environ.get("MLFLOW_TRACKING_URI"):
     import mlflow
     mlflow.log_metric("mean", mean)
     mlflow.log_param("shift", args.shift)
-'''
+"""
 
-INFERENCE = '''
+INFERENCE = """
 import json, pathlib
 
 
@@ -134,7 +134,7 @@ def predict_fn(data, model):
 
 def output_fn(prediction, accept="application/json"):
     return json.dumps({"predictions": list(prediction)})
-'''
+"""
 
 
 def write_scripts(folder: Path, *, requirements: str = "") -> Path:

@@ -22,7 +22,6 @@ from notebooked_dagster.errors import (
     InvalidInputError,
     JobNotFoundError,
     MissingPackageError,
-    TrainingCancelledError,
     TrainingFailedError,
     TrainingTimeoutError,
 )
@@ -88,7 +87,7 @@ class ProviderContract:
         assert provider.status(job.id) == job
 
     @pytest.mark.parametrize(
-        "value", ["", "it's \"quoted\" $HOME `x`", "--shift=9", "ünïcode\n\tline two", "-1", "[1, 2]"]
+        "value", ["", 'it\'s "quoted" $HOME `x`', "--shift=9", "ünïcode\n\tline two", "-1", "[1, 2]"]
     )
     def test_strings_reach_the_script_unchanged(self, provider, experiment, value, can):
         can(Capability.TRAIN)

@@ -33,7 +33,9 @@ class InlineProvider(BaseProvider):
         self.root = Path(folder or tempfile.mkdtemp())
         self.jobs: dict[str, tuple[TrainingJob, Path]] = {}
 
-    def train(self, experiment: Experiment, wait: bool = True, *, on_log: LogSink | None = None) -> TrainingJob:
+    def train(
+        self, experiment: Experiment, wait: bool = True, *, on_log: LogSink | None = None
+    ) -> TrainingJob:
         if not wait:
             raise self._cannot(Capability.TRAIN_NO_WAIT)
         spec = self._spec(experiment)
@@ -53,7 +55,9 @@ class InlineProvider(BaseProvider):
             except subprocess.TimeoutExpired:
                 ending = Ending(-9, "timeout")
         result = outcome.judge(ending, spec, folder)
-        record = jobs.JobRecord(id=job_id, experiment=experiment.name, status=result.status, failure=result.failure)
+        record = jobs.JobRecord(
+            id=job_id, experiment=experiment.name, status=result.status, failure=result.failure
+        )
         failure = result.failure
         done = result.status is JobStatus.SUCCEEDED
         metrics = folder / "output" / "metrics.json"

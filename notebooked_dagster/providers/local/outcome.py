@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import shutil
 import signal
 import sys
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ _EXCEPTION = re.compile(r"^(?P<kind>[A-Za-z_][\w.]*)(?:: (?P<text>.*))?$")
 _MISSING = re.compile(r"No module named '(?P<name>[\w.]+)'")
 _CELL = re.compile(r"cell (?P<cell>\d+), line (?P<line>\d+)")
 _FULL = ("No space left on device", "Errno 28", "File too large", "Errno 27", "Disk quota exceeded")
+_FULL_BELOW = 512 * 1024
 _LONGEST_TRACEBACK = 16_000
 
 
@@ -138,8 +141,11 @@ def _failed(ending: Ending, spec: JobSpec, folder: Path, traceback: str) -> Outc
             f"Training of {spec.experiment!r} ran out of memory{limit}: {kind} {text}".rstrip() + "."
         )
         failure.hint = "Raise the limit, or train on less data or in smaller batches."
-    elif kind and any(sign in text for sign in _FULL):
-        failure.message = f"Training of {spec.experiment!r} could not write: the disk is full ({text})."
+    elif any(sign in text for sign in _FULL) or (not kind and _disk_is_full(folder)):
+        # On a full disk the log, too, may have missed the traceback.
+        failure.message = (
+            f"Training of {spec.experiment!r} could not write: the disk is full ({text or 'no room'})."
+        )
         failure.hint = f"Make room where {folder} lies, then train again."
     elif kind == "FileNotFoundError":
         failure.error = "DataError"
@@ -156,6 +162,10 @@ def _failed(ending: Ending, spec: JobSpec, folder: Path, traceback: str) -> Outc
             f" It last said: {log_end.strip().splitlines()[-1][:500] if log_end.strip() else '(nothing)'}"
         )
     return Outcome(status, failure)
+
+
+def _disk_is_full(folder: Path) -> bool:
+    return shutil.disk_usage(folder).free < _FULL_BELOW
 
 
 def _package_hint(module: str, spec: JobSpec, folder: Path) -> str:
@@ -223,7 +233,8 @@ def _remap(traceback: str, folder: Path) -> str:
         text: str = remap(traceback, folder / "code")
     except Exception as error:
         # A damaged source map must not hide why training failed.
-        print(f"The traceback could not be mapped to the notebook: {error!r}", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            print(f"The traceback could not be mapped to the notebook: {error!r}", file=sys.stderr)
         return traceback
     return text
 

@@ -64,9 +64,6 @@ class Runner:
                 Failure(error=type(error).__name__, message=error.message, hint=error.hint or ""),
             )
         except BaseException as error:
-            traceback.print_exc()
-            if self._current is not None:
-                self._current.kill()
             result = outcome.Outcome(
                 JobStatus.FAILED,
                 Failure(
@@ -75,6 +72,10 @@ class Runner:
                     hint=f"{self.folder / 'runner.log'} has the details.",
                 ),
             )
+            if self._current is not None:
+                self._current.kill()
+            with contextlib.suppress(OSError):
+                traceback.print_exc()
         finally:
             self._finish(result)
 
@@ -216,6 +217,10 @@ def main(arguments: Sequence[str]) -> None:
         os.dup2(nothing.fileno(), 0)
         os.dup2(nothing.fileno(), 1)
     runner.run()
+    # All is written; MLflow's threads would keep the process for a while.
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

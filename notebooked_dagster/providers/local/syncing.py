@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from notebooked_dagster.errors import ConfigError, ProviderError
-from notebooked_dagster.serving.processes import alive
 
 from . import jobs
 from .jobs import JobRecord
@@ -31,7 +30,7 @@ def end(folder: Path, record: JobRecord, uri: str | None) -> None:
 
 def sync(folder: Path, record: JobRecord, uri: str | None) -> None:
     """Send everything of a finished job: params, metrics, scripts, model; make the run where there is none."""
-    if not record.status.finished or alive(record.runner):
+    if not record.status.finished:
         raise ProviderError(f"Training job {record.id!r} has not finished.", hint="Sync it when it has.")
     if record.tracking.complete:
         return

@@ -87,7 +87,9 @@ def tracked(experiment: Experiment, uri: str, act: str = "mlflow", **changes) ->
 
 def test_a_training_leaves_a_complete_run_and_a_registered_version(uri, provider, experiment, tmp_path):
     job = provider.train(
-        tracked(experiment, uri, registered_model="complete", tags={"dagster_run_id": "r-1", "hash/model": "h"})
+        tracked(
+            experiment, uri, registered_model="complete", tags={"dagster_run_id": "r-1", "hash/model": "h"}
+        )
     )
     assert job.message == ""
     tracking = Tracking(uri, "sample")
@@ -107,7 +109,11 @@ def test_a_training_leaves_a_complete_run_and_a_registered_version(uri, provider
     assert "scripts/source_map.json" in scripts
 
     assert job.model_version is not None
-    for name in (f"models:/complete/{job.model_version}", "models:/complete@challenger", f"runs:/{job.mlflow_run_id}"):
+    for name in (
+        f"models:/complete/{job.model_version}",
+        "models:/complete@challenger",
+        f"runs:/{job.mlflow_run_id}",
+    ):
         folder = tracking.resolve(name, cache=tmp_path / "cache")
         assert (folder / "model.json").is_file()
         assert (folder / "inference.py").is_file()
@@ -141,9 +147,7 @@ def test_aliases_move(uri, tmp_path):
         tracking.resolve("models:/", cache=tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("act", "status"), [("fail", "FAILED"), ("kill", "KILLED")]
-)
+@pytest.mark.parametrize(("act", "status"), [("fail", "FAILED"), ("kill", "KILLED")])
 def test_the_run_of_a_training_that_failed_is_ended(database, provider, experiment, act, status):
     with pytest.raises(Exception, match="Training of 'sample'") as caught:
         provider.train(tracked(experiment, database, act))
@@ -216,7 +220,8 @@ def test_two_processes_may_make_the_database_at_once(tmp_path):
     uri = local_uri(tmp_path)
     code = "import sys; from notebooked_dagster.tracking import Tracking; Tracking(sys.argv[1], 'x').start_run(name='r')"
     started = [
-        subprocess.Popen([sys.executable, "-c", code, uri], stderr=subprocess.PIPE, text=True) for _ in range(2)
+        subprocess.Popen([sys.executable, "-c", code, uri], stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
     ]
     ends = [process.communicate(timeout=120)[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], ends
@@ -226,7 +231,8 @@ def test_two_processes_may_make_the_database_at_once(tmp_path):
 def test_threads_of_one_process_may_start_runs_at_once(database):
     ids: list[str] = []
     threads = [
-        threading.Thread(target=lambda: ids.append(Tracking(database, "threads").start_run(name="r"))) for _ in range(4)
+        threading.Thread(target=lambda: ids.append(Tracking(database, "threads").start_run(name="r")))
+        for _ in range(4)
     ]
     for thread in threads:
         thread.start()
@@ -244,7 +250,10 @@ def test_a_file_that_is_no_database_is_named(tmp_path):
 def test_lineage_of_a_repository(tmp_path):
     def git(*arguments: str) -> None:
         subprocess.run(
-            ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path, check=True, capture_output=True
+            ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
         )
 
     assert git_tags(tmp_path) == {}
