@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .model import Cell, CellCode, Removal
+from .python2 import to_python3
 
 # Cell magics whose body is Python that runs.
 _UNWRAPPED_CELLS = frozenset(
@@ -37,6 +38,7 @@ _SHELL = re.compile(r"^(?P<indent>\s*)!{1,2}(?P<rest>.*)$")
 _AUTOMAGIC = re.compile(
     r"^\s*(?:(?:pip3?|conda|mamba)\s+install\s|(?:ls|ll|cat|head|tail|mkdir|rmdir|rm|cp|mv|less|more|man|cd|pwd)(?:\s+[-\w./*~{\"'$][^=()]*)?$)"
 )
+_PYLAB = "import numpy; import numpy as np; import matplotlib.pyplot as plt; from pylab import *"
 _PROMPT = re.compile(r"^(\s*)(?:>>> ?|\.\.\. ?|In \[\d+\]: ?|\s*\.{3,}: )")
 _OPTIONS_WITH_VALUE = frozenset(
     {
@@ -101,6 +103,8 @@ def to_python(cell: Cell, *, path: Path | None = None) -> CellCode:
         if transformed is not None:
             source = transformed
             tree, error = _parsed(source)
+    if tree is None:
+        source, tree, error = _from_python2(work, source, error)
     awaits = tree is not None and _awaits(tree)
     if tree is not None and ("get_ipython" in source or "display" in source):
         source, tree = _without_ipython(work, source, tree)
@@ -330,6 +334,9 @@ def _line_magic(work: _Work, number: int, line: str, match: re.Match[str]) -> st
         key, _, value = rest.partition("=")
         work.remove(number, line, f"`%{name}` becomes an assignment to os.environ.", "magic-replaced")
         return f"{match['indent']}__import__('os').environ[{key.strip()!r}] = {value.strip()!r}"
+    if name == "pylab":
+        work.remove(number, line, "`%pylab` becomes the imports that it makes.", "magic-replaced")
+        return f"{match['indent']}{_PYLAB}"
     if name in ("cd", "run", "load", "store", "sql", "R", "bigquery", "system", "sx"):
         work.refuse(number, line, f"`%{name}` reaches outside the notebook.", "magic-unsupported")
         return _nothing(line)
@@ -363,17 +370,36 @@ def requirements_of(arguments: str) -> Iterator[str]:
             yield word
 
 
+def _from_python2(
+    work: _Work, source: str, error: SyntaxError | None
+) -> tuple[str, ast.Module | None, SyntaxError | None]:
+    """The source as Python 3 where only Python 2's spelling kept it from parsing; else as it was."""
+    changed = to_python3(source)
+    tree = _parsed(changed[0])[0] if changed is not None else None
+    if changed is None or tree is None:
+        return source, None, error
+    before = source.split("\n")
+    for line in changed[1]:
+        reason = "Python 2's spelling was made Python 3's; check division and lazy map()."
+        work.remove(line, before[line - 1], reason, "python2-syntax")
+    return changed[0], tree, None
+
+
 def _transformed_by_ipython(source: str) -> str | None:
     """IPython's own transformation, where it keeps the number of lines."""
     from IPython.core.inputtransformer2 import TransformerManager
 
+    # IPython drops leading blank lines, and ends the cell with a newline.
+    lines = source.split("\n")
+    blank = next((number for number, line in enumerate(lines) if line.strip()), len(lines))
+    body = "\n".join(lines[blank:])
     try:
-        transformed: str = TransformerManager().transform_cell(source)  # type: ignore[no-untyped-call]
+        transformed: str = TransformerManager().transform_cell(body)  # type: ignore[no-untyped-call]
     except Exception:  # IPython raises whatever its tokenizer does; the cell then stays as it is
         return None
-    count = source.count("\n")
-    transformed = transformed.removesuffix("\n") if transformed.count("\n") == count + 1 else transformed
-    return transformed if transformed.count("\n") == count else None
+    if not body.endswith("\n"):
+        transformed = transformed.removesuffix("\n")
+    return "\n" * blank + transformed if transformed.count("\n") == body.count("\n") else None
 
 
 def _without_ipython(work: _Work, source: str, tree: ast.Module) -> tuple[str, ast.Module]:
