@@ -171,6 +171,8 @@ class Flow:
         if facts.routines and not node.is_definition:
             # A compound statement may call what it defines.
             node.soft |= facts.deferred - facts.must
+        if facts.named:
+            node.soft |= {name for name in facts.named if name in self._env}
         self._called(node)
         self._spread(node)
         node.soft -= node.uses

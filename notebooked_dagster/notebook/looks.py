@@ -220,6 +220,12 @@ def _look_for_training(seen: SeenCall, node: Node, found: Look, *, has_arguments
     if seen.dotted in known.TRAIN_FUNCTIONS:
         _trained(found, node, call.name, targets=True, receiver=None)
         return
+    if seen.call.root in node.facts.uses and (seen.kind == "module" or "()" not in seen.dotted):
+        # `engine.train(model=model, …)`: somebody else's training function, given a model.
+        given = _models_given(seen, node)
+        if given:
+            _trained(found, node, call.name, targets=False, receiver=given[0])
+            return
     if method not in known.FIT_METHODS or "." not in seen.dotted:
         return
     if seen.kind in ("module", "data") or call.root == "self":
@@ -259,6 +265,14 @@ def _look_for_training(seen: SeenCall, node: Node, found: Look, *, has_arguments
     )
 
 
+def _models_given(seen: SeenCall, node: Node) -> list[str]:
+    """Arguments that an imported function of a telling name trains; the flow has found which hold models."""
+    if not _TRAINS_BY_NAME.match(seen.method) or seen.kind not in ("module", ""):
+        return []
+    arguments = [*seen.call.node.args, *(keyword.value for keyword in seen.call.node.keywords)]
+    return [one.id for one in arguments if isinstance(one, ast.Name) and one.id in node.trains]
+
+
 def node_imports(node: Node, root: str | None) -> set[str]:
     """Names imported by the statement itself."""
     return set(node.facts.imports)
@@ -270,6 +284,9 @@ def _is_callable_root(seen: SeenCall) -> bool:
     return ("." not in head.strip(".") and head == seen.call.root) or known.is_class_name(head)
 
 
+_TRAINS_BY_NAME = re.compile(
+    r"^(?:train|fit|run_training|training)(?:_(?!test|val|data|df|x|y)\w*)?$|^\w+_train(?:ing)?$"
+)
 _HISTORY = re.compile(r"(?i)^(?:\w*hist(?:ory)?\w*|h|log|logs|train_log|callback\w*|losses|_)$")
 
 

@@ -12,6 +12,7 @@ in them; the first iterable of a comprehension is evaluated outside it; ``:=`` b
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -97,6 +98,10 @@ class Routine:
     returns_value: bool = False
 
 
+_CALLED_IN_TEXT = re.compile(r"(?<![\w.])([A-Za-z_]\w*)(?=[.(])")
+_AT_NAME = re.compile(r"@([A-Za-z_]\w*)")
+
+
 @dataclass(slots=True)
 class Facts:
     """What :func:`scan` found out about one statement.
@@ -119,6 +124,7 @@ class Facts:
         attributes: Dotted names read or written at notebook level that are not called (``results.params``).
         stored: Dotted targets of attribute and subscript assignments (``os.environ[]``).
         texts: String constants, shortened to short ones: file names.
+        named: Names that a formula in a string calls.
         coarse: Whether nesting was too deep for the visitor and this is a flat approximation.
     """
 
@@ -139,6 +145,7 @@ class Facts:
     attributes: list[str] = field(default_factory=list)
     stored: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
+    named: set[str] = field(default_factory=set)
     coarse: bool = False
 
 
@@ -766,8 +773,21 @@ class _Visitor:
     # --- expressions ---------------------------------------------------------------------------------------------
 
     def _constant(self, node: ast.Constant) -> None:
-        if node.value.__class__ is str and len(node.value) < 200 and self.scope.kind != _FUNCTION:
+        if node.value.__class__ is not str:
+            return
+        if len(node.value) < 200 and self.scope.kind != _FUNCTION:
             self.facts.texts.append(node.value)
+        if "~" in node.value and "(" in node.value:
+            # A formula of statsmodels or patsy calls functions of the notebook by name.
+            self.facts.named |= set(_CALLED_IN_TEXT.findall(node.value))
+
+    def _expression_text(self, node: ast.Call) -> None:
+        """``df.query("age > @limit")`` reads ``limit`` where it is called."""
+        texts = [*node.args[:1], *(keyword.value for keyword in node.keywords if keyword.arg == "expr")]
+        for text in texts:
+            if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                for name in _AT_NAME.findall(text.value):
+                    self.read(name)
 
     def _attribute(self, node: ast.Attribute) -> None:
         value = node.value
@@ -791,6 +811,8 @@ class _Visitor:
         scope.calls.append(call)
         if isinstance(function, ast.Attribute):
             self._method_call(call, function, scope, discarded=discarded and not shown)
+            if function.attr in ("query", "eval"):
+                self._expression_text(node)
             value = function.value
             if value.__class__ is ast.Name:
                 self.read(value.id)

@@ -291,3 +291,32 @@ def test_what_a_lambda_reads_is_needed_however_the_slice_is_walked() -> None:
     )
     assert "import math" in code_of(analysis, Stage.TRAIN)
     assert "import math" in code_of(analysis, Stage.PREPROCESS)
+
+
+def test_names_in_formulas_and_queries_are_read() -> None:
+    analysis = analyse(
+        notebook(
+            "import statsmodels.formula.api as smf\nimport pandas as pd\nimport numpy as np",
+            "def double_it(x):\n    return 2 * x",
+            "limit = 3\nunused = 4",
+            "df = pd.read_csv('d.csv').query('a > @limit')",
+            "formula = 'y ~ double_it(a) + np.log(b)'\nresults = smf.ols(formula, data=df).fit()\nprint(results.rsquared)",
+        )
+    )
+    train = code_of(analysis, Stage.TRAIN)
+    for wanted in ("def double_it", "limit = 3", "import numpy as np"):
+        assert wanted in train
+    assert "unused" not in train
+
+
+def test_a_training_function_of_another_module_trains_the_model_it_is_given() -> None:
+    analysis = analyse(
+        notebook(
+            "import torch\nfrom torch import nn\nfrom going_modular import engine, data_setup",
+            "model = nn.Linear(2, 1)\nloader = data_setup.create('d')",
+            "results = engine.train(model=model, loader=loader, epochs=2)",
+            "parts = data_setup.train_test(model)",
+        )
+    )
+    assert analysis.model_names[0] == "model"
+    assert "engine.train(" in code_of(analysis, Stage.TRAIN)
