@@ -1,1 +1,5 @@
-"""The notebooked command."""
+"""The ``notebooked`` command. Importing it imports click and nothing else."""
+
+from .app import main
+
+__all__ = ["main"]

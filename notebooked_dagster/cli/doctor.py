@@ -1,0 +1,200 @@
+"""``notebooked doctor``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+
+from notebooked_dagster.core.settings import Settings
+from notebooked_dagster.errors import EXIT_USER, NotebookedError
+
+from .options import session, shared_options
+
+_NEEDED = ("dagster", "pydantic", "orjson", "click", "rich", "fastapi", "uvicorn", "mlflow-skinny")
+_OPTIONAL = {
+    "dagster-webserver": "ui", "mlflow": "mlflow", "papermill": "runbooks", "scikit-learn": "samples",
+    "torch": "torch", "boto3": "aws", "azure-ai-ml": "azure", "google-cloud-aiplatform": "gcp",
+}  # fmt: skip
+_LEAST_SPACE = 1 << 30
+_UI_PORT = 3000
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        name: What.
+        state: ``ok``, ``warning`` or ``error``.
+        message: What was found.
+        fix: What to do; empty where it is ok.
+    """
+
+    name: str
+    state: str
+    message: str
+    fix: str = ""
+
+
+@click.command("doctor")
+@shared_options
+def doctor_command() -> None:
+    """Check the installation and the project. Exits 1 where something does not work."""
+    checks = list(examine(session().settings()))
+    data = {"checks": [asdict(check) for check in checks], "ok": all(c.state != "error" for c in checks)}
+    session().emit(data, lambda: "\n".join(_line(check) for check in checks))
+    if not data["ok"]:
+        click.get_current_context().exit(EXIT_USER)
+
+
+def examine(settings: Settings) -> Iterator[Check]:
+    """Every check, in order; one that fails does not stop the others."""
+    examiners: tuple[Callable[[Settings], Iterator[Check]], ...] = (
+        _python, _packages, _dagster, _project, _disk, _mlflow, _port, _endpoints,
+    )  # fmt: skip
+    for examiner in examiners:
+        try:
+            yield from examiner(settings)
+        except NotebookedError as problem:
+            yield Check(examiner.__name__.strip("_"), "error", str(problem), problem.hint or "")
+        except OSError as problem:
+            yield Check(
+                examiner.__name__.strip("_"), "error", str(problem), "Check the file and its permissions."
+            )
+
+
+def _python(settings: Settings) -> Iterator[Check]:
+    found = ".".join(map(str, sys.version_info[:3]))
+    good = sys.version_info >= (3, 11)
+    yield Check("python", "ok" if good else "error", found, "" if good else "Install Python 3.11 or newer.")
+
+
+def _packages(settings: Settings) -> Iterator[Check]:
+    for name in _NEEDED:
+        found = _version(name)
+        fix = "" if found else "Reinstall: pip install notebooked-dagster"
+        yield Check(name, "ok" if found else "error", found or "not installed", fix)
+    for name, extra in _OPTIONAL.items():
+        found = _version(name)
+        yield Check(name, "ok", found or f"not installed (pip install 'notebooked-dagster[{extra}]')")
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def _dagster(settings: Settings) -> Iterator[Check]:
+    home = os.environ.get("DAGSTER_HOME", "")
+    if not home:
+        yield Check(
+            "DAGSTER_HOME", "warning", "not set: runs are forgotten when the process ends",
+            f"export DAGSTER_HOME={settings.root}",
+        )  # fmt: skip
+        return
+    folder = Path(home)
+    if not folder.is_absolute() or not folder.is_dir():
+        yield Check(
+            "DAGSTER_HOME", "error", f"{home} is no absolute path of a folder", "Point it at the project."
+        )
+        return
+    from dagster import DagsterError, DagsterInstance
+
+    try:
+        with DagsterInstance.get() as instance:
+            count = instance.get_runs_count()
+            storage = type(instance.run_storage).__name__
+    except DagsterError as problem:
+        yield Check(
+            "dagster instance", "error", str(problem).split("\n")[0], f"Check {folder / 'dagster.yaml'}."
+        )
+        return
+    yield Check("dagster instance", "ok", f"{folder}, {storage}, {count} runs")
+
+
+def _project(settings: Settings) -> Iterator[Check]:
+    import yaml
+
+    files = sorted(settings.assets.glob("*/defs.yaml"))
+    if not files:
+        yield Check("assets", "warning", f"no experiment in {settings.assets}", "notebooked init makes some.")
+    for path in files:
+        name = str(path.relative_to(settings.root)) if path.is_relative_to(settings.root) else str(path)
+        try:
+            document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as problem:
+            yield Check(name, "error", f"not YAML: {' '.join(str(problem).split())}", "Correct the file.")
+            continue
+        attributes = document.get("attributes") if isinstance(document, dict) else None
+        notebook = attributes.get("notebook") if isinstance(attributes, dict) else None
+        if isinstance(notebook, str) and not any(
+            (base / notebook).exists() for base in (settings.root, path.parent)
+        ):
+            yield Check(name, "error", f"there is no notebook {notebook}", "Correct attributes.notebook.")
+        else:
+            yield Check(name, "ok", "valid YAML" if notebook is None else f"notebook {notebook}")
+
+
+def _disk(settings: Settings) -> Iterator[Check]:
+    free = shutil.disk_usage(settings.root).free
+    good = free >= _LEAST_SPACE
+    fix = "" if good else f"Free some space; {settings.state} can be made again."
+    yield Check("disk space", "ok" if good else "warning", f"{free / (1 << 30):.1f} GB free", fix)
+
+
+def _mlflow(settings: Settings) -> Iterator[Check]:
+    uri = settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not uri.startswith(("http://", "https://")):
+        yield Check("mlflow", "ok", "a local store")
+        return
+    import httpx
+
+    shown = httpx.URL(uri).copy_with(userinfo=b"")
+    try:
+        reply = httpx.get(f"{uri.rstrip('/')}/health", timeout=3)
+        good, told = reply.is_success, f"answers {reply.status_code}"
+    except httpx.HTTPError as problem:
+        good, told = False, type(problem).__name__
+    fix = "" if good else "Start the server, or correct MLFLOW_TRACKING_URI."
+    yield Check("mlflow", "ok" if good else "error", f"{shown}: {told}", fix)
+
+
+def _port(settings: Settings) -> Iterator[Check]:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        taken = probe.connect_ex(("127.0.0.1", _UI_PORT)) == 0
+    state = "taken: a Dagster UI may be running, or start it with -p" if taken else "free"
+    yield Check(f"port {_UI_PORT}", "ok", state)
+
+
+def _endpoints(settings: Settings) -> Iterator[Check]:
+    if (
+        not (settings.state / "endpoints").is_dir()
+        or find_spec("notebooked_dagster.providers.registry") is None
+    ):
+        return
+    from notebooked_dagster.providers.base import EndpointStatus
+    from notebooked_dagster.providers.registry import get_provider
+
+    for endpoint in get_provider("local", state_dir=settings.state).list_endpoints():
+        good = endpoint.status is EndpointStatus.HEALTHY
+        fix = "" if good else f"Deploy it again, or: notebooked delete-endpoint {endpoint.name}"
+        message = f"{endpoint.status.value} {endpoint.message}".strip()
+        yield Check(f"endpoint {endpoint.name}", "ok" if good else "warning", message, fix)
+
+
+def _line(check: Check) -> str:
+    colours = {"ok": "green", "warning": "yellow", "error": "red"}
+    text = f"{click.style(f'{check.state:8}', fg=colours[check.state])}{check.name}: {check.message}"
+    return f"{text}\n        {check.fix}" if check.fix else text

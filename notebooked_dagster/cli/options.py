@@ -1,0 +1,91 @@
+"""What every command takes, and how it answers: ``--json``, ``--project``, ``-v``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from notebooked_dagster.core.settings import Settings
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(slots=True)
+class Session:
+    """One invocation of the command.
+
+    Attributes:
+        json: One JSON document on stdout instead of text.
+        project: The project's folder; found from the working folder where None.
+        verbose: How often ``-v`` was given.
+    """
+
+    json: bool = False
+    project: Path | None = None
+    verbose: int = 0
+
+    def settings(self) -> Settings:
+        """The project's settings."""
+        from notebooked_dagster.core.settings import Settings
+
+        return Settings(project_root=self.project) if self.project else Settings()
+
+    def emit(self, data: Any, text: Callable[[], object]) -> None:
+        """Answer: ``data`` with ``--json``; else ``text()`` shows it, or returns what is to be shown."""
+        if self.json:
+            click.echo(json.dumps(data, indent=2, default=str, ensure_ascii=False))
+            return
+        shown = text()
+        if shown is not None:
+            click.echo(shown)
+
+    def note(self, message: str, level: int = 0) -> None:
+        """Say something beside the answer, on stderr."""
+        if self.verbose >= level:
+            click.echo(message, err=True)
+
+    @staticmethod
+    def console() -> Console:
+        """Where tables go."""
+        from rich.console import Console
+
+        console = Console(highlight=False)
+        # A pipe has no width: wide tables are better than cut ones.
+        return console if console.is_terminal else Console(highlight=False, width=160)
+
+
+def session() -> Session:
+    """The current invocation's session."""
+    return click.get_current_context().ensure_object(Session)
+
+
+def _store(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    if value:
+        setattr(ctx.find_root().ensure_object(Session), str(param.name), value)
+
+
+def shared_options(function: Function) -> Function:
+    """Add the options that may stand before or behind the command's name."""
+    for option in (
+        click.option("-v", "--verbose", count=True, expose_value=False, callback=_store, help="Say more."),
+        click.option(
+            "--project", type=click.Path(exists=True, file_okay=False, path_type=Path), expose_value=False,
+            callback=_store, help="The project's folder.", metavar="DIR",
+        ),
+        click.option(
+            "--json", is_flag=True, expose_value=False, callback=_store, help="Answer as one JSON document.",
+        ),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+NOTEBOOK = click.Path(path_type=Path)

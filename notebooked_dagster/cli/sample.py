@@ -1,0 +1,78 @@
+"""The files of a new project."""
+
+from __future__ import annotations
+
+import json
+
+FILES = {
+    "workspace.yaml": """\
+# What `dagster dev` loads.
+load_from:
+  - python_module:
+      module_name: notebooked_dagster.definitions
+      location_name: notebooked_dagster
+""",
+    "dagster.yaml": """\
+# The Dagster instance, where DAGSTER_HOME is this folder. Storage is SQLite beside this file.
+telemetry:
+  enabled: false
+""",
+    "README.md": """\
+# Notebooks in production
+
+`notebooks/` holds the notebooks, `assets/<experiment>/defs.yaml` says which of them are trained and served, and how.
+
+    export DAGSTER_HOME=$PWD
+    dagster dev -w workspace.yaml     # the UI, http://localhost:3000
+    notebooked lint notebooks         # the audit
+    notebooked inspect <notebook>     # how a notebook is understood
+""",
+    ".gitignore": """\
+.notebooked/
+.venv/
+__pycache__/
+.ipynb_checkpoints/
+/scripts/
+/history/
+/storage/
+/schedules/
+/.logs_queue/
+/.telemetry/
+.env
+""",
+}
+
+_CELLS = (
+    ("markdown", "# Iris species\nA small classifier to start from."),
+    (
+        "code",
+        "from sklearn.datasets import load_iris\nfrom sklearn.linear_model import LogisticRegression\n"
+        "from sklearn.metrics import accuracy_score\nfrom sklearn.model_selection import train_test_split",
+    ),
+    ("code", "C = 1.0\nmax_iter = 500"),
+    (
+        "code",
+        "X, y = load_iris(return_X_y=True, as_frame=True)\n"
+        "X_train, X_test, y_train, y_test = train_test_split(X, y, random_state=0, stratify=y)",
+    ),
+    ("code", "model = LogisticRegression(C=C, max_iter=max_iter)\nmodel.fit(X_train, y_train)"),
+    ("code", 'accuracy = accuracy_score(y_test, model.predict(X_test))\nprint(f"accuracy {accuracy:.3f}")'),
+    ("code", "model.predict(X_test.head(3))"),
+)
+
+
+def sample_notebook() -> str:
+    """A notebook that trains on data that ships with scikit-learn; without tags and outputs."""
+    cells = []
+    for number, (kind, source) in enumerate(_CELLS, 1):
+        cell: dict[str, object] = {"cell_type": kind, "id": f"sample-{number}", "metadata": {}}
+        if kind == "code":
+            cell |= {"execution_count": None, "outputs": []}
+        cell["source"] = source.splitlines(keepends=True)
+        cells.append(cell)
+    metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    document = {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+    return json.dumps(document, indent=1) + "\n"
