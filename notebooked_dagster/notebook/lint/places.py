@@ -106,7 +106,11 @@ def _arguments(call: ast.Call) -> Iterator[tuple[int, str]]:
 
 
 def _installs(entry: CellCode) -> Iterator[Finding]:
-    for number, line in enumerate(entry.cell.source.split("\n"), 1):
+    lines = entry.cell.source.split("\n")
+    for number, line in enumerate(lines, 1):
+        following = number
+        while line.endswith("\\") and following < len(lines):
+            line, following = f"{line[:-1]} {lines[following]}", following + 1
         found = _INSTALL.match(line)
         if found is None:
             continue

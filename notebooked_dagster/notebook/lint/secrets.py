@@ -211,5 +211,6 @@ def _is_harmless_url(text: str, password: str) -> bool:
 
 
 def _told(kind: str, value: str, start: str = "The cell holds") -> str:
+    kind = "password in a URL" if kind == _BASIC else kind
     article = "an" if kind[0] in "AEIOU" else "a"
     return f"{start} what looks like {article} {kind} ({len(value)} characters, not shown)."

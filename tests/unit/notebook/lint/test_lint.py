@@ -240,6 +240,7 @@ def test_what_is_no_absolute_path(audit: Lint, source: str) -> None:
     ("source", "names"),
     [
         ("!pip install pandas", "pandas is"),
+        ("%pip install numpy==2.0.0 \\\n    pandas \\\n    lightgbm", "pandas, lightgbm are"),
         ("%pip install -q -U pandas scikit-learn==1.5", "pandas is"),
         ("%pip install 'pandas>=2' numpy", "pandas, numpy are"),
         ("!python -m pip install torch[cuda]", "torch is"),
