@@ -1,0 +1,352 @@
+"""``ExperimentConfig``: what ``assets/<name>/defs.yaml`` and an entry of ``config.yaml`` say of one experiment."""
+
+from __future__ import annotations
+
+import re
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")
+_CRON_FIELDS = (5, 6)
+_ALIASES = ("@hourly", "@daily", "@weekly", "@monthly", "@yearly", "@annually", "@midnight")
+
+
+def _number_as_text(value: Any) -> Any:
+    # `model: 3` and `names: [1, 2]` are what people mean as text; a bool is a YAML trap and stays one.
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Text = Annotated[str, BeforeValidator(_number_as_text)]
+
+
+class Strict(BaseModel):
+    """A section in which a key nobody knows is a mistake."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), hide_input_in_errors=True)
+
+
+class ScheduleConfig(Strict):
+    """When the experiment runs by itself.
+
+    Attributes:
+        cron: Five fields, or ``@daily`` and the like.
+        timezone: An IANA name.
+        running: Whether the schedule is on without anybody switching it on in the UI.
+    """
+
+    cron: str
+    timezone: str = "UTC"
+    running: bool = False
+
+    @field_validator("cron")
+    @classmethod
+    def _cron(cls, value: str) -> str:
+        if value not in _ALIASES and len(value.split()) not in _CRON_FIELDS:
+            raise ValueError(
+                f"{value!r} is no cron expression; it has five fields, for instance '0 3 * * *' for 03:00 every day"
+            )
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _timezone(cls, value: str) -> str:
+        from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError):
+            raise ValueError(f"{value!r} is no time zone; use an IANA name such as 'Europe/Berlin'") from None
+        return value
+
+
+class MetricGate(Strict):
+    """What a model has to reach before it is deployed.
+
+    Attributes:
+        metric: As in the script's ``metrics.json``.
+        min: It has to be at least this.
+        max: It may be at most this.
+        better_than: ``champion``: at least as good as what the endpoint serves now.
+        direction: Whether more is better; only for ``better_than``. Told by ``min``/``max``, else by the name.
+        tolerance: How much worse than the champion is still good enough.
+    """
+
+    metric: str
+    min: float | None = None
+    max: float | None = None
+    better_than: Literal["champion"] | None = None
+    direction: Literal["higher", "lower"] | None = None
+    tolerance: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _has_limit(self) -> MetricGate:
+        if self.min is None and self.max is None and self.better_than is None:
+            raise ValueError("a gate needs `min`, `max` or `better_than: champion`")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"`min` ({self.min:g}) is above `max` ({self.max:g}): no model could pass")
+        return self
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a larger value is a better one."""
+        if self.direction is not None:
+            return self.direction == "higher"
+        if (self.min is None) != (self.max is None):
+            return self.min is not None
+        return re.search(r"loss|error|mse|mae|rmse|mape|aic|bic|deviance", self.metric.lower()) is None
+
+
+class EndpointConfig(Strict):
+    """Where the model is served.
+
+    Attributes:
+        name: The experiment's name where left out.
+        weight: Share of the traffic for a new version, in percent; below 100 it is the challenger.
+        auto_deploy: Whether a model that passed is deployed by itself; else deploying is a click.
+        enabled: ``false`` trains and serves nothing.
+    """
+
+    name: Text | None = None
+    weight: int = Field(default=100, ge=0, le=100)
+    auto_deploy: bool = True
+    enabled: bool = True
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str | None) -> str | None:
+        return value if value is None else check_name(value)
+
+
+class ParityConfig(Strict):
+    """The check that runs the notebook's own training beside the script.
+
+    Attributes:
+        enabled: Whether there is such a check.
+        tolerance: How far metrics and predictions may differ, relative to their size.
+        seed: Set in both before anything runs.
+        with_job: Whether it runs in the experiment's job; else only when asked for, because it trains twice.
+        timeout: Seconds for the notebook.
+    """
+
+    enabled: bool = True
+    tolerance: float = Field(default=1e-6, ge=0)
+    seed: int = Field(default=42, ge=0, lt=2**32)
+    with_job: bool = False
+    timeout: float = Field(default=3600, gt=0)
+
+
+class PartitionsConfig(Strict):
+    """One model a day of data, or one a data set. ``{partition}`` in ``data_path`` is replaced by its key.
+
+    Attributes:
+        daily: The first day.
+        timezone: Of the day.
+        datasets: The names.
+    """
+
+    daily: date | None = None
+    timezone: str = "UTC"
+    datasets: tuple[Text, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> PartitionsConfig:
+        if (self.daily is None) == (not self.datasets):
+            raise ValueError("partitions need either `daily: <first day>` or `datasets: [<name>, …]`")
+        if len(set(self.datasets)) != len(self.datasets):
+            raise ValueError("a data set is named twice")
+        return self
+
+
+class LintSettings(Strict):
+    """What the audit of the notebook leaves out.
+
+    Attributes:
+        enabled: Whether there is such a check.
+        ignore: Rule ids.
+        fail_on: The least severity that fails the check.
+    """
+
+    enabled: bool = True
+    ignore: tuple[str, ...] = ()
+    fail_on: Literal["error", "warning", "info"] = "error"
+
+
+class ExperimentConfig(Strict):
+    """One experiment.
+
+    Attributes:
+        name: Letters, digits, ``_`` and ``-``; the folder's name in defs.yaml where left out.
+        notebook: Path of the notebook, relative to the project's folder.
+        provider: Where it trains and serves: ``local``, ``sagemaker``, ``azure``, ``gcp`` (or ``vertex``), or what
+            an installed package adds.
+        description: The first Markdown cell of the notebook where left out.
+        hyperparameters: Values that replace the notebook's own; defaults of the job's run config.
+        data_path: File, folder or URI with the data; ``{partition}`` is replaced.
+        instance_type: The provider's word for the machine.
+        instance_count: How many of them.
+        environment: Further environment variables of training and serving.
+        timeout: Seconds a training may take.
+        memory_limit: Bytes a training may use; with a suffix ``512M``, ``4G``.
+        own_environment: Train in a fresh virtual environment made from the generated requirements.
+        allow_unsupported: Leave out cells that production cannot promise (``%%bash``) instead of refusing them.
+        schedule: Cron, or ``{cron, timezone, running}``.
+        metric_gate: What a model has to reach, one gate or a list.
+        endpoint: Name, or settings; ``false`` serves nothing.
+        parity: ``false``, or settings.
+        partitions: Daily data, or one model a data set.
+        model: The notebook's name for the model, where analysis is to be overruled.
+        registered_model: Name in the MLflow registry; the experiment's where left out, ``false`` for none.
+        tracking: Whether runs are logged to MLflow.
+        owners: Mail addresses, or ``team:<name>``.
+        kinds: Further kinds to show in the UI.
+        tags: Further tags of the assets.
+        lint: What the audit leaves out.
+        executor: ``in_process`` (starts in seconds) or ``multiprocess``.
+        retries: How often a failed training is tried again.
+        automation: Whether sensors and automation conditions ask for it.
+    """
+
+    name: str
+    notebook: Path
+    provider: Text = "local"
+    description: str | None = None
+    hyperparameters: dict[str, Any] = Field(default_factory=dict)
+    data_path: Text | None = None
+    instance_type: Text | None = None
+    instance_count: int = Field(default=1, ge=1)
+    environment: dict[str, Text] = Field(default_factory=dict)
+    timeout: float | None = Field(default=None, gt=0)
+    memory_limit: int | None = Field(default=None, gt=0)
+    own_environment: bool = False
+    allow_unsupported: bool = False
+    schedule: ScheduleConfig | None = None
+    metric_gate: tuple[MetricGate, ...] = ()
+    endpoint: EndpointConfig = EndpointConfig()
+    parity: ParityConfig = ParityConfig()
+    partitions: PartitionsConfig | None = None
+    model: str | None = None
+    registered_model: Text | Literal[False] | None = None
+    tracking: bool = True
+    owners: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    tags: dict[str, Text] = Field(default_factory=dict)
+    lint: LintSettings = LintSettings()
+    executor: Literal["in_process", "multiprocess"] = "in_process"
+    retries: int = Field(default=0, ge=0, le=20)
+    automation: bool = True
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _name(cls, value: Any) -> Any:
+        if isinstance(value, bool) or value is None:
+            written = {True: "yes", False: "no", None: "null"}[value]
+            raise ValueError(
+                f"YAML reads an unquoted {written}, true, on and their like as something other than text; quote it"
+            )
+        return check_name(str(value)) if isinstance(value, str | int | float) else value
+
+    @field_validator("notebook")
+    @classmethod
+    def _notebook(cls, value: Path) -> Path:
+        if value.suffix != ".ipynb":
+            raise ValueError(f"{value} is no notebook; its name has to end in .ipynb")
+        return value
+
+    @field_validator("memory_limit", mode="before")
+    @classmethod
+    def _size(cls, value: Any) -> Any:
+        match = (
+            re.fullmatch(r"\s*([\d.]+)\s*([KMGT])i?B?\s*", value, re.IGNORECASE)
+            if isinstance(value, str)
+            else None
+        )
+        if match is None:
+            return value
+        return int(float(match[1]) * 1024 ** ("KMGT".index(match[2].upper()) + 1))
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _schedule(cls, value: Any) -> Any:
+        return {"cron": value} if isinstance(value, str) else value
+
+    @field_validator("metric_gate", mode="before")
+    @classmethod
+    def _gates(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, dict | MetricGate) else () if value is None else value
+
+    @field_validator("endpoint", mode="before")
+    @classmethod
+    def _endpoint(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            return {"enabled": value}
+        return {"name": value} if isinstance(value, str) else {} if value is None else value
+
+    @field_validator("parity", "lint", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        return {"enabled": value} if isinstance(value, bool) else {} if value is None else value
+
+    @field_validator("partitions", mode="before")
+    @classmethod
+    def _partitions(cls, value: Any) -> Any:
+        return {"datasets": value} if isinstance(value, list) else value
+
+    @field_validator("owners")
+    @classmethod
+    def _owners(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for owner in value:
+            if "@" not in owner and not owner.startswith("team:"):
+                raise ValueError(f"{owner!r} is neither a mail address nor `team:<name>`")
+        return value
+
+    @field_validator("hyperparameters")
+    @classmethod
+    def _hyperparameters(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if not str(name).isidentifier():
+                raise ValueError(f"{name!r} cannot be a Python name, so no notebook assigns it")
+        return value
+
+    @model_validator(mode="after")
+    def _partition_is_used(self) -> ExperimentConfig:
+        has_field = self.data_path is not None and "{partition}" in self.data_path
+        if self.partitions is not None and self.data_path is not None and not has_field:
+            raise ValueError(
+                "`data_path` has to contain {partition}, or every partition trains on the same data"
+            )
+        if self.partitions is None and has_field:
+            raise ValueError("`data_path` contains {partition}, but `partitions` is not set")
+        return self
+
+    @property
+    def key(self) -> str:
+        """The name as Dagster takes it: hyphens are underscores."""
+        return self.name.replace("-", "_")
+
+    @property
+    def endpoint_name(self) -> str:
+        """What the endpoint is called."""
+        return self.endpoint.name or self.name
+
+    @property
+    def model_registry_name(self) -> str | None:
+        """What the model is registered as; None where it is not."""
+        if self.registered_model is False or not self.tracking:
+            return None
+        return self.registered_model or self.name
+
+
+def check_name(value: str) -> str:
+    """A name that works in asset keys, folders, URLs and MLflow. Raises ValueError."""
+    if _NAME.fullmatch(value):
+        return value
+    suggestion = re.sub(r"[^A-Za-z0-9_-]+", "_", value.strip()).strip("_-") or "experiment"
+    if not suggestion[0].isalpha():
+        suggestion = f"experiment_{suggestion}"
+    raise ValueError(
+        f"{value!r} cannot be a name: it starts with a letter and has letters, digits, `_` and `-`, at most 63; "
+        f"for instance {suggestion[:63]!r}"
+    )
