@@ -1,0 +1,135 @@
+"""What a notebook's code means now, as versions that drive staleness; cached by the file's size and time of change."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import orjson
+
+from notebooked_dagster.config import ExperimentConfig
+from notebooked_dagster.core.files import write_atomic
+from notebooked_dagster.errors import NotebookReadError
+
+_FORMAT = 1
+_TRAINING = ("preprocess", "model", "train")
+_NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class CodeState:
+    """A notebook as the asset graph sees it.
+
+    Attributes:
+        path: The file.
+        stamp: Time of change in nanoseconds, and size in bytes.
+        sha256: Of the file.
+        stages: Hash of each stage's slice.
+        title: First heading.
+        description: First Markdown cell.
+    """
+
+    path: Path
+    stamp: tuple[int, int]
+    sha256: str
+    stages: Mapping[str, str] = field(default_factory=dict)
+    title: str = ""
+    description: str = ""
+
+    def changed(self, before: Mapping[str, str]) -> list[str]:
+        """The stages whose code is not what it was, new and removed ones included, in their order."""
+        return [name for name in {**self.stages, **before} if self.stages.get(name) != before.get(name)]
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """Data versions of the notebook and of the two halves of its scripts."""
+
+    notebook: str
+    training: str
+    inference: str
+
+
+def stamp_of(path: Path) -> tuple[int, int]:
+    """Time of change and size. Raises NotebookReadError where there is no such file."""
+    try:
+        facts = path.stat()
+    except OSError as error:
+        raise NotebookReadError(
+            "There is no such notebook."
+            if isinstance(error, FileNotFoundError)
+            else f"It cannot be read: {error}.",
+            path=path,
+            hint="Put it back, or correct `notebook:` in the declaration.",
+        ) from None
+    return (facts.st_mtime_ns, facts.st_size)
+
+
+def code_state(path: Path, config: ExperimentConfig, state: Path) -> CodeState:
+    """Analyse a notebook, or take what was found when the file was last seen.
+
+    Args:
+        path: The notebook.
+        config: For what it tells analysis.
+        state: The project's state folder; the cache is under it.
+
+    Raises:
+        NotebookError: The notebook cannot be used.
+    """
+    stamp = stamp_of(path)
+    options = (config.model, config.allow_unsupported)
+    cache = state / "cache" / "code" / f"{_digest([_FORMAT, str(path), *options], 24)}.json"
+    known = _cached(cache, path, stamp)
+    if known is not None:
+        return known
+    from notebooked_dagster.notebook.analysis import AnalysisOptions, analyse_path
+
+    analysis = analyse_path(
+        path, AnalysisOptions(model_name=config.model, allow_unsupported=config.allow_unsupported)
+    )
+    found = CodeState(
+        path=path,
+        stamp=stamp,
+        sha256=analysis.notebook.file_sha256,
+        stages={str(stage): digest for stage, digest in analysis.hashes.items()},
+        title=analysis.notebook.title,
+        description=analysis.notebook.description,
+    )
+    write_atomic(
+        cache,
+        orjson.dumps(
+            [_FORMAT, list(stamp), found.sha256, dict(found.stages), found.title, found.description]
+        ),
+    )
+    return found
+
+
+def versions(state: CodeState, config: ExperimentConfig) -> Versions:
+    """The data versions a state of the code has under a declaration.
+
+    Training code is what preprocesses, defines the model and trains, and the hyperparameters written into it.
+    """
+    stages = state.stages
+    training = _digest([[name, stages.get(name, _NONE)] for name in _TRAINING] + [_settled(config)], 16)
+    inference = _digest(["inference", stages.get("inference", _NONE)], 16)
+    return Versions(_digest(sorted(stages.items()), 16), training, inference)
+
+
+def _settled(config: ExperimentConfig) -> list[object]:
+    return [sorted(config.hyperparameters.items()), config.model]
+
+
+def _digest(value: object, length: int) -> str:
+    return hashlib.sha256(orjson.dumps(value, default=str)).hexdigest()[:length]
+
+
+def _cached(cache: Path, path: Path, stamp: tuple[int, int]) -> CodeState | None:
+    try:
+        kind, known, sha256, stages, title, description = orjson.loads(cache.read_bytes())
+    except (OSError, ValueError, TypeError):
+        return None  # never seen, or damaged: a cache may always be made again
+    if kind != _FORMAT or tuple(known) != stamp:
+        return None
+    return CodeState(path, stamp, sha256, stages, title, description)
