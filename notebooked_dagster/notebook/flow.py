@@ -233,8 +233,13 @@ class Flow:
                 for argument in call.node.args:
                     self._mutate_argument(node, argument, training=False)
             elif seen.method in known.TRAINING_METHODS or "train" in seen.method or seen.method == "fit":
-                for argument in [*call.node.args, *(keyword.value for keyword in call.node.keywords)]:
-                    if isinstance(argument, ast.Name) and self.kinds.get(argument.id) == "model":
+                given: list[tuple[str | None, ast.expr]] = [(None, one) for one in call.node.args]
+                given += [(keyword.arg, keyword.value) for keyword in call.node.keywords]
+                for label, argument in given:
+                    if isinstance(argument, ast.Name) and (
+                        self.kinds.get(argument.id) == "model"
+                        or (label in ("model", "net", "network") and seen.kind == "module")
+                    ):
                         self._mutate_argument(node, argument, training=True)
             if (
                 "." in call.name

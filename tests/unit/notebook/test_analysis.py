@@ -320,3 +320,14 @@ def test_a_training_function_of_another_module_trains_the_model_it_is_given() ->
     )
     assert analysis.model_names[0] == "model"
     assert "engine.train(" in code_of(analysis, Stage.TRAIN)
+
+
+def test_a_training_function_of_another_module_names_its_model() -> None:
+    analysis = analyse(
+        notebook(
+            "from going_modular import engine",
+            "def make():\n    return object(), 3",
+            "net, size = make()\nresults = engine.train(model=net, epochs=2)",
+        )
+    )
+    assert analysis.model_names[0] == "net"
