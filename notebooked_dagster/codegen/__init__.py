@@ -1,1 +1,24 @@
-"""Turn the slices of a notebook into scripts that run without it."""
+"""Turn the slices of a notebook into scripts that run without it.
+
+``generate`` is pure: an analysis in, the text of files out. ``write_scripts`` puts them into a folder without ever
+overwriting what somebody edited there.
+"""
+
+from __future__ import annotations
+
+from .drift import DriftReport, WriteReport, report, write_scripts
+from .generate import generate
+from .model import GeneratedScripts, GenerateOptions, Hyperparameter, Origin, SourceMap
+
+__all__ = [
+    "DriftReport",
+    "GenerateOptions",
+    "GeneratedScripts",
+    "Hyperparameter",
+    "Origin",
+    "SourceMap",
+    "WriteReport",
+    "generate",
+    "report",
+    "write_scripts",
+]
