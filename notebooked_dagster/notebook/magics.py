@@ -308,7 +308,8 @@ def _assigned(work: _Work, number: int, line: str, match: re.Match[str]) -> str:
             work.remove(number, line, "`%pwd` is the working folder.", "magic-replaced")
             return f"{match['indent']}{match['target']} = __import__('os').getcwd()"
     work.refuse(number, line, "The output of a command or magic is kept in a variable.", "shell-assigned")
-    return f"{match['indent']}pass"
+    # IPython's value is a list of lines; an empty one keeps the name defined where the user opts in.
+    return f"{match['indent']}{match['target']} = []"
 
 
 def _shell(work: _Work, number: int, line: str, command: str) -> str:

@@ -11,6 +11,7 @@ import csv
 import importlib
 import io
 import json
+import logging
 import math
 import os
 import pickle
@@ -745,6 +746,8 @@ def log_to_mlflow(folder, description, model, example, predict):
             file=sys.stderr,
         )
         return
+    # Its warnings speak of choices made here on purpose (pickle, pinned requirements).
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
     joined = os.environ.get("MLFLOW_RUN_ID")
     try:
         run = mlflow.active_run() or mlflow.start_run(run_id=joined)
