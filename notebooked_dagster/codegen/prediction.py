@@ -244,7 +244,8 @@ def _replay(
         assert isinstance(target, ast.Name)
         parameter, example = target.id, node.value
         body = [line for item in middle for line in item.text.split("\n")] + tail + [f"return {result}"]
-        read = set().union(*(item.uses for item in middle), statement.uses)
+        returned = {inner.id for inner in ast.walk(ast.parse(result)) if isinstance(inner, ast.Name)}
+        read = set().union(*(item.uses for item in middle), statement.uses if tail else returned)
         bound = {name for item in middle for name in item.defines} | statement.defines
     else:
         inner = _innermost(_argument(call))
