@@ -6,9 +6,13 @@ overwriting what somebody edited there.
 
 from __future__ import annotations
 
-from .drift import DriftReport, WriteReport, report, write_scripts
+from typing import TYPE_CHECKING, Any
+
 from .generate import generate
 from .model import GeneratedScripts, GenerateOptions, Hyperparameter, Origin, SourceMap
+
+if TYPE_CHECKING:
+    from .drift import DriftReport, WriteReport, report, write_scripts
 
 __all__ = [
     "DriftReport",
@@ -22,3 +26,12 @@ __all__ = [
     "report",
     "write_scripts",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What writes files is imported when it is asked for."""
+    if name in ("DriftReport", "WriteReport", "report", "write_scripts"):
+        from . import drift
+
+        return getattr(drift, name)
+    raise AttributeError(name)
