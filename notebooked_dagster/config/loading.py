@@ -87,10 +87,25 @@ def project_or_default(root: Path, environment: Mapping[str, str] | None = None)
 
 
 def load_experiment(
-    path: Path, environment: Mapping[str, str] | None = None, defaults: Mapping[str, Any] | None = None
+    path: Path,
+    environment: Mapping[str, str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+    *,
+    index: int | None = None,
 ) -> ExperimentConfig:
-    """Read the ``NotebookExperiment`` of a ``defs.yaml``; see ``load_project`` for the arguments and errors."""
-    for document in read_documents(path):
+    """Read a ``NotebookExperiment`` of a ``defs.yaml``.
+
+    Args:
+        path: The file.
+        environment: As in ``load_project``.
+        defaults: Keys it has unless it says otherwise.
+        index: Which document of the file; the first that declares an experiment where None.
+
+    Raises:
+        ConfigError: Something in the file, or in a variable, is wrong.
+    """
+    documents = read_documents(path)
+    for document in documents if index is None or index >= len(documents) else [documents[index]]:
         data = _mapping(document, document.data, ())
         if data.get("type") in COMPONENT_TYPES:
             return _experiment_of(document, data.get("attributes"), ("attributes",), environment, defaults)

@@ -1,0 +1,276 @@
+"""The endpoint: the model that passed its gate, served; and the checks that ask it."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from notebooked_dagster.errors import GateError, NotebookedError, UserError
+from notebooked_dagster.providers.base import Endpoint, EndpointStatus
+from notebooked_dagster.resources import ProviderResource, TrackingResource
+
+from .model_asset import champion_metrics, experiment_of, gate_problems
+from .reporting import code_block, latest, metadata_value, reported
+from .spec import PROVIDER, TRACKING, ExperimentSpec
+
+SMOKE = "smoke_prediction"
+HEALTH = "endpoint_health"
+
+
+def endpoint_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
+    """The live endpoint."""
+    config = spec.config
+    mapping = (
+        dg.LastPartitionMapping()
+        if spec.partitions is not None and spec.endpoint_partitions is None
+        else None
+    )
+    model = (
+        dg.AssetDep(spec.key("model"), partition_mapping=mapping)
+        if mapping is not None
+        else spec.key("model")
+    )
+
+    @dg.multi_asset(
+        name=f"{spec.name}__endpoint",
+        specs=[
+            spec.asset(
+                "endpoint",
+                deps=[model, spec.key("inference_code")],
+                description=f"`{config.endpoint_name}` at the provider `{config.provider}`: healthy before traffic moves to it.",
+                automation_condition=spec.automation() if config.endpoint.auto_deploy else None,
+                partitions_def=spec.endpoint_partitions,
+            )
+        ],
+        config_schema={
+            "model_uri": dg.Field(
+                dg.Noneable(str),
+                default_value=None,
+                is_required=False,
+                description="Another model than the newest: a folder, `models:/name@alias`, `runs:/id`.",
+            ),
+            "weight": dg.Field(
+                int,
+                default_value=config.endpoint.weight,
+                is_required=False,
+                description="Percent of the traffic; below 100 it is the challenger.",
+            ),
+        },
+        required_resource_keys={PROVIDER, TRACKING},
+    )
+    def endpoint(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
+        with reported():
+            yield deploy(spec, context)
+
+    return endpoint
+
+
+def endpoint_name(spec: ExperimentSpec, partition: str | None) -> str:
+    """The endpoint of an experiment, or of one of its data sets."""
+    name = spec.config.endpoint_name
+    return f"{name}-{partition}" if partition is not None and spec.endpoint_partitions is not None else name
+
+
+def deploy(spec: ExperimentSpec, context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
+    """Deploy the newest model, or the one that was asked for."""
+    asked: Mapping[str, Any] = context.op_execution_context.op_config
+    partition = context.partition_key if context.has_partition_key and spec.endpoint_partitions else None
+    providers: ProviderResource = getattr(context.resources, PROVIDER)
+    tracking: TrackingResource = getattr(context.resources, TRACKING)
+    newest = newest_model(spec, context.instance, partition)
+    uri = asked["model_uri"] or metadata_value(newest, "model_uri")
+    if not uri:
+        raise UserError(
+            f"There is no model of {spec.name} yet.", hint=f"Materialize {spec.name}/model first."
+        )
+    provider_name = metadata_value(newest, "provider") or spec.config.provider
+    provider = providers.get(provider_name)
+    metrics = metadata_value(newest, "metrics") or {}
+    if asked["model_uri"] is None:
+        _check_gate(spec, metrics, providers, provider_name)
+    experiment = experiment_of(spec, {}, tracking.address, partition, run_id=context.run_id)
+    labels = {
+        "experiment": spec.name,
+        "dagster_run": context.run_id,
+        "metrics": json.dumps(metrics),
+        **{
+            name: str(value)
+            for name in ("model_version", "mlflow_run_id", "job")
+            if asked["model_uri"] is None and (value := metadata_value(newest, name))
+        },
+    }
+    live = provider.deploy(
+        experiment, uri, endpoint_name(spec, partition), weight=asked["weight"], labels=labels
+    )
+    context.log.info("%s serves at %s (%s).", live.name, live.url, live.status.value)
+    return dg.MaterializeResult(
+        asset_key=spec.key("endpoint"), metadata=endpoint_metadata(live, uri, labels, tracking)
+    )
+
+
+def newest_model(
+    spec: ExperimentSpec, instance: dg.DagsterInstance, partition: str | None
+) -> dg.AssetMaterialization | None:
+    """The last model; of daily data, that of the newest day that has one."""
+    key = spec.key("model")
+    if spec.partitions is None or partition is not None:
+        return latest(instance, key, partition)
+    done = instance.get_materialized_partitions(key)
+    return latest(instance, key, max(done)) if done else None
+
+
+def _check_gate(
+    spec: ExperimentSpec, metrics: Mapping[str, float], providers: ProviderResource, provider_name: str
+) -> None:
+    """A model that did not pass is not deployed by asking for the endpoint alone, either."""
+    gates = [gate for gate in spec.config.metric_gate if gate.min is not None or gate.max is not None]
+    champion = champion_metrics(spec, providers, provider_name)
+    problems = [text for gate in gates for text in gate_problems(gate, metrics, champion)]
+    if problems:
+        raise GateError(
+            f"The newest model of {spec.name} does not pass its gate: {'; '.join(problems)}.",
+            hint="Train a better one, or deploy this one on purpose: run config `model_uri`.",
+        )
+
+
+def endpoint_metadata(
+    live: Endpoint, uri: str, labels: Mapping[str, str], tracking: TrackingResource
+) -> dict[str, Any]:
+    """What the UI shows of an endpoint."""
+    found: dict[str, Any] = {
+        "URL": dg.MetadataValue.url(live.url),
+        "status": live.status.value,
+        "model_uri": uri,
+        "provider": live.provider,
+        "deployments": dg.MetadataValue.table(
+            [
+                dg.TableRecord(
+                    {
+                        "version": item.version,
+                        "role": item.role,
+                        "traffic": f"{item.weight} %",
+                        "status": item.status.value,
+                        "model": item.labels.get("model_version", item.model_uri),
+                    }
+                )
+                for item in live.deployments
+            ],
+            schema=dg.TableSchema(
+                [dg.TableColumn(name) for name in ("version", "role", "traffic", "status", "model")]
+            ),
+        ),
+        "ask it": code_block(
+            f"curl -s {live.url}/invocations -H 'Content-Type: application/json' -d '{{\"inputs\": …}}'",
+            "bash",
+        ),
+    }
+    for name in ("model_version", "job"):
+        if name in labels:
+            found[name] = labels[name]
+    if (run := labels.get("mlflow_run_id")) is not None:
+        found["MLflow run"] = dg.MetadataValue.url(tracking.run_page(run))
+    return found
+
+
+def endpoint_checks(spec: ExperimentSpec) -> dg.AssetChecksDefinition:
+    """The checks that ask a live endpoint; they can be run at any time."""
+
+    @dg.multi_asset_check(
+        name=f"{spec.name}__endpoint_checks",
+        specs=[
+            dg.AssetCheckSpec(
+                SMOKE, asset=spec.key("endpoint"), description="It answers the model's own input example."
+            ),
+            dg.AssetCheckSpec(HEALTH, asset=spec.key("endpoint"), description="It is healthy."),
+        ],
+        can_subset=True,
+        required_resource_keys={PROVIDER},
+    )
+    def checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+        wanted = {key.name for key in context.selected_asset_check_keys}
+        providers: ProviderResource = getattr(context.resources, PROVIDER)
+        with reported():
+            provider = providers.get(served_by(spec, context.instance))
+            for name in endpoint_names(spec, context.instance):
+                try:
+                    live = provider.endpoint(name)
+                    results = [health_result(spec, live)] if HEALTH in wanted else []
+                    if SMOKE in wanted:
+                        results.append(smoke_result(spec, live, provider.predict))
+                except NotebookedError as error:
+                    results = [_failed(spec, check, str(error)) for check in sorted(wanted)]
+                yield from results
+
+    return checks
+
+
+def served_by(spec: ExperimentSpec, instance: dg.DagsterInstance) -> str:
+    """The provider of the last deployment; the declared one where there was none."""
+    return str(metadata_value(latest(instance, spec.key("endpoint")), "provider") or spec.config.provider)
+
+
+def endpoint_names(spec: ExperimentSpec, instance: dg.DagsterInstance) -> list[str]:
+    """The endpoint, or the last deployed one of several data sets: a check has one result."""
+    if spec.endpoint_partitions is None:
+        return [spec.config.endpoint_name]
+    event = latest(instance, spec.key("endpoint"))
+    partition = event.partition if event is not None else None
+    return [endpoint_name(spec, partition)]
+
+
+def health_result(spec: ExperimentSpec, live: Endpoint) -> dg.AssetCheckResult:
+    """Whether the provider says that it is healthy."""
+    return dg.AssetCheckResult(
+        check_name=HEALTH,
+        asset_key=spec.key("endpoint"),
+        passed=live.status is EndpointStatus.HEALTHY,
+        description=f"{live.name} is {live.status.value}. {live.message}".strip(),
+        metadata={"URL": dg.MetadataValue.url(live.url)},
+    )
+
+
+def smoke_result(spec: ExperimentSpec, live: Endpoint, predict: Any) -> dg.AssetCheckResult:
+    """Send the input example of the model that has most of the traffic."""
+    served = max(live.deployments, key=lambda item: item.weight, default=None)
+    example = _example(served.model_uri) if served is not None else None
+    if example is None:
+        return dg.AssetCheckResult(
+            check_name=SMOKE,
+            asset_key=spec.key("endpoint"),
+            passed=True,
+            severity=dg.AssetCheckSeverity.WARN,
+            description="Not asked: the model keeps no input example.",
+        )
+    import time
+
+    started = time.perf_counter()
+    answer = predict(live.name, example)
+    took = (time.perf_counter() - started) * 1000
+    predictions = answer.get("predictions") if isinstance(answer, dict) else None
+    return dg.AssetCheckResult(
+        check_name=SMOKE,
+        asset_key=spec.key("endpoint"),
+        passed=bool(predictions),
+        description=f"It answered in {took:.1f} ms." if predictions else "It answered without predictions.",
+        metadata={
+            "latency (ms)": round(took, 2),
+            "request": code_block(json.dumps(example)[:2000], "json"),
+            "answer": code_block(json.dumps(answer)[:2000], "json"),
+        },
+    )
+
+
+def _example(model_uri: str) -> Any:
+    path = Path(model_uri) / "model.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("input_example")
+    except (OSError, ValueError):
+        return None
+
+
+def _failed(spec: ExperimentSpec, check: str, text: str) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        check_name=check, asset_key=spec.key("endpoint"), passed=False, description=text
+    )

@@ -1,0 +1,100 @@
+"""An experiment as Dagster definitions: its assets, checks, job and schedule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dagster as dg
+
+from notebooked_dagster.resources import ProviderResource, TrackingResource
+
+from .code_assets import notebook_asset, scripts_asset
+from .endpoint_asset import endpoint_asset, endpoint_checks
+from .model_asset import model_asset
+from .parity_check import parity_check
+from .spec import PROVIDER, TRACKING, ExperimentSpec
+
+# One object each: definitions that are merged may share a resource only where it is the same one.
+RESOURCES: dict[str, Any] = {PROVIDER: ProviderResource(), TRACKING: TrackingResource()}
+
+
+def experiment_definitions(spec: ExperimentSpec) -> dg.Definitions:
+    """Everything one experiment adds to a code location."""
+    config = spec.config
+    assets: list[Any] = [notebook_asset(spec), scripts_asset(spec), model_asset(spec)]
+    checks: list[Any] = []
+    if config.endpoint.enabled:
+        assets.append(endpoint_asset(spec))
+        checks.append(endpoint_checks(spec))
+    if config.parity.enabled:
+        checks.append(parity_check(spec))
+    job = experiment_job(spec)
+    return dg.Definitions(
+        assets=assets,
+        asset_checks=checks,
+        jobs=[job],
+        schedules=[experiment_schedule(spec, job)] if config.schedule is not None else [],
+        resources=RESOURCES,
+    )
+
+
+def job_selection(spec: ExperimentSpec) -> dg.AssetSelection:
+    """What the experiment's job runs: all of it but what is only done when asked for."""
+    config = spec.config
+    parts = ["notebook", "training_code", "inference_code", "model"]
+    if config.endpoint.enabled and config.endpoint.auto_deploy:
+        parts.append("endpoint")
+    chosen: dg.AssetSelection = dg.AssetSelection.assets(*(spec.key(part) for part in parts))
+    if config.parity.enabled and not config.parity.with_job:
+        chosen = chosen - dg.AssetSelection.checks(dg.AssetCheckKey(spec.key("model"), "parity"))
+    return chosen
+
+
+def experiment_job(spec: ExperimentSpec) -> Any:
+    """``<name>_job``."""
+    return dg.define_asset_job(
+        f"{spec.name}_job",
+        selection=job_selection(spec),
+        description=f"Notebook, scripts, model and endpoint of {spec.config.name}.",
+        tags=spec.tags,
+        executor_def=dg.in_process_executor
+        if spec.config.executor == "in_process"
+        else dg.multiprocess_executor,
+    )
+
+
+def experiment_schedule(spec: ExperimentSpec, job: Any) -> Any:
+    """The schedule of the declaration; of daily data, the day that has just ended."""
+    asked = spec.config.schedule
+    assert asked is not None
+    status = dg.DefaultScheduleStatus.RUNNING if asked.running else dg.DefaultScheduleStatus.STOPPED
+    name = f"{spec.name}_schedule"
+    partitions = spec.partitions
+    if partitions is None:
+        return dg.ScheduleDefinition(
+            name=name,
+            job=job,
+            cron_schedule=asked.cron,
+            execution_timezone=asked.timezone,
+            default_status=status,
+        )
+
+    @dg.schedule(
+        name=name,
+        job=job,
+        cron_schedule=asked.cron,
+        execution_timezone=asked.timezone,
+        default_status=status,
+    )
+    def scheduled(context: dg.ScheduleEvaluationContext) -> Any:
+        moment = context.scheduled_execution_time
+        daily = isinstance(partitions, dg.TimeWindowPartitionsDefinition)
+        keys = partitions.get_partition_keys(current_time=moment)
+        if not keys:
+            return dg.SkipReason("There is no partition yet.")
+        return [
+            dg.RunRequest(run_key=f"{moment.isoformat()}/{key}", partition_key=key)
+            for key in (keys[-1:] if daily else keys)
+        ]
+
+    return scheduled

@@ -1,0 +1,130 @@
+"""The code location: everything that ``assets/`` and ``config.yaml`` of the project declare.
+
+``workspace.yaml`` and ``dagster … -m notebooked_dagster.definitions`` name this module; the project is the one of the
+working folder, or of ``NOTEBOOKED_PROJECT_ROOT``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import dagster as dg
+from dagster.components.core.component_tree import ComponentTreeException
+
+from notebooked_dagster.components import NotebookedProject, NotebookExperiment
+from notebooked_dagster.components.experiment import ExperimentSpec
+from notebooked_dagster.components.graph import RESOURCES, experiment_definitions, job_selection
+from notebooked_dagster.config import check_unique
+from notebooked_dagster.config.document import read_documents
+from notebooked_dagster.errors import ConfigError
+from notebooked_dagster.resources import Workplace
+from notebooked_dagster.sensors import project_sensors
+
+_MODULE = "notebooked_assets"
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """What Dagster loads."""
+    return project_definitions(Workplace.here())
+
+
+def project_definitions(place: Workplace) -> dg.Definitions:
+    """The definitions of a project.
+
+    Raises:
+        ConfigError: A declaration is wrong. As everywhere in Dagster, one wrong file stops the code location; while
+            ``dagster dev`` runs, the UI goes on with what was loaded before.
+    """
+    declared, loaded = _declared(place)
+    listed = _listed_only_in_config(place, declared)
+    experiments = [*declared, *listed]
+    check_unique(
+        [spec.config for spec in experiments],
+        {spec.config.name: (spec.declared_in, None) for spec in experiments},
+    )
+    parts = [*loaded, *(experiment_definitions(spec) for spec in listed)]
+    return dg.Definitions.merge(*parts, _project_wide(place, experiments))
+
+
+def _project_wide(place: Workplace, experiments: list[ExperimentSpec]) -> dg.Definitions:
+    jobs = []
+    # A job has one partitioning; experiments with their own run by their own jobs.
+    whole = [spec for spec in experiments if spec.partitions is None]
+    if whole:
+        selection = job_selection(whole[0])
+        for spec in whole[1:]:
+            selection = selection | job_selection(spec)
+        jobs.append(
+            dg.define_asset_job(
+                "all_experiments_job",
+                selection=selection,
+                description="Every experiment of the project.",
+                executor_def=dg.in_process_executor,
+            )
+        )
+    return dg.Definitions(
+        jobs=jobs,
+        sensors=project_sensors(place, experiments),
+        resources=RESOURCES,
+        # A step costs 2 s in a process of its own; training has one anyway.
+        executor=dg.in_process_executor,
+    )
+
+
+def _declared(place: Workplace) -> tuple[list[ExperimentSpec], list[dg.Definitions]]:
+    """What the folder of declarations holds: our experiments, and the definitions of everything in it."""
+    folder = place.settings.assets
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return [], []
+    tree = dg.ComponentTree.from_module(_module_of(folder), place.root)
+    try:
+        experiments = [component.spec for component in tree.get_all_components(of_type=NotebookExperiment)]
+        for project in tree.get_all_components(of_type=NotebookedProject):
+            experiments.extend(project.experiments)
+        check_unique(
+            [spec.config for spec in experiments],
+            {spec.config.name: (spec.declared_in, None) for spec in experiments},
+        )
+        return experiments, [tree.build_defs()]
+    except (ComponentTreeException, ConfigError) as error:
+        plain = next((found for found in _causes(error) if isinstance(found, ConfigError)), None)
+        if plain is not None:
+            raise plain from None
+        _check_files(folder)
+        raise
+    except Exception:
+        # Dagster's YAML parser comes before ours, with its own words; ours name the fix.
+        _check_files(folder)
+        raise
+
+
+def _module_of(folder: Path) -> ModuleType:
+    """The folder as a package that needs no ``__init__.py``, no place on the path, and no name others might have."""
+    module = ModuleType(_MODULE)
+    module.__file__ = None
+    module.__path__ = [str(folder)]
+    sys.modules[_MODULE] = module
+    return module
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _check_files(folder: Path) -> None:
+    for path in sorted((*folder.rglob("defs.yaml"), *folder.rglob("defs.yml"))):
+        read_documents(path)
+
+
+def _listed_only_in_config(place: Workplace, declared: list[ExperimentSpec]) -> list[ExperimentSpec]:
+    """The experiments of the project's own ``config.yaml``, where no ``NotebookedProject`` has taken them up."""
+    path = place.root / "config.yaml"
+    if any(spec.declared_in == path for spec in declared):
+        return []
+    return [NotebookExperiment(config, path).spec for config in place.project.experiments]
