@@ -248,7 +248,8 @@ class _Generation:
 
     def _future(self, statements: Iterable[Statement]) -> tuple[list[Line], list[Statement]]:
         """``from __future__`` imports stand first; the rest of the imports follow."""
-        future, rest = [], []
+        future: list[Statement] = []
+        rest: list[Statement] = []
         for statement in statements:
             node = statement.node
             is_future = isinstance(node, ast.ImportFrom) and node.module == "__future__"
