@@ -21,7 +21,7 @@ from notebooked_dagster.config import check_unique
 from notebooked_dagster.config.document import read_documents
 from notebooked_dagster.errors import ConfigError
 from notebooked_dagster.resources import Workplace
-from notebooked_dagster.sensors import project_sensors
+from notebooked_dagster.sensors import Watched, project_sensors
 
 _MODULE = "notebooked_assets"
 
@@ -68,7 +68,7 @@ def _project_wide(place: Workplace, experiments: list[ExperimentSpec]) -> dg.Def
         )
     return dg.Definitions(
         jobs=jobs,
-        sensors=project_sensors(place, experiments),
+        sensors=project_sensors(place, [Watched(spec.config, spec.notebook) for spec in experiments]),
         resources=RESOURCES,
         # A step costs 2 s in a process of its own; training has one anyway.
         executor=dg.in_process_executor,

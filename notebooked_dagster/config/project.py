@@ -120,12 +120,14 @@ class AutomationSection(Strict):
         interval: Seconds between two looks at the notebooks.
         health_interval: Seconds between two looks at the endpoints.
         bootstrap: Whether an experiment that never ran is asked for.
+        delete_orphans: Whether endpoints that Dagster made and nobody declares any more are removed.
     """
 
     sensors: Literal["running", "stopped"] = "stopped"
     interval: int = Field(default=30, ge=1)
     health_interval: int = Field(default=60, ge=5)
     bootstrap: bool = True
+    delete_orphans: bool = False
 
 
 class ProjectConfig(Strict):

@@ -276,6 +276,10 @@ class BaseProvider(ABC):
             hint="`notebooked endpoints` lists what there is.",
         )
 
+    def ensure(self, endpoint_name: str) -> Endpoint:
+        """Bring an endpoint back to what it is meant to be, where the provider does not do so by itself."""
+        return self.endpoint(endpoint_name)
+
     def traffic(self, endpoint_name: str, weights: Mapping[str, int]) -> Endpoint:
         """Set each deployment's share of the traffic; the shares add up to 100."""
         raise self._cannot(Capability.TRAFFIC_SPLIT)

@@ -352,6 +352,10 @@ class LocalProvider(BaseProvider):
         except EndpointNotFoundError:
             return super().endpoint(endpoint_name)
 
+    def ensure(self, endpoint_name: str) -> Endpoint:
+        """Start an endpoint's server again where it is gone: after a kill or a reboot."""
+        return self._endpoint(self._control.ensure(endpoint_name))
+
     def traffic(self, endpoint_name: str, weights: Mapping[str, int]) -> Endpoint:
         """Set each version's share of the traffic."""
         return self._endpoint(self._control.traffic(endpoint_name, weights))
