@@ -175,6 +175,7 @@ class _Generation:
             notebook=self.analysis.notebook.path.name,
             scripts=maps,
             cells={index: tuple(by_index[index].cell.source.split("\n")) for index in sorted(cells)},
+            stage_hashes={stage.value: digest for stage, digest in self.analysis.hashes.items()},
         )
         files[SOURCE_MAP] = source_map.to_json()
         files.update(self._requirements())

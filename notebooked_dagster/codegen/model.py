@@ -65,11 +65,13 @@ class SourceMap:
         notebook: The notebook's file name.
         scripts: By script name: 1-based script line to its origin. Lines of the frame are not in it.
         cells: Source lines of the cells the map names, by cell index: a traceback shows them.
+        stage_hashes: Of the notebook the scripts were made from, by stage: tells whether two sets train the same.
     """
 
     notebook: str
     scripts: Mapping[str, Mapping[int, Origin]]
     cells: Mapping[int, tuple[str, ...]]
+    stage_hashes: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The file ``source_map.json``: compact, deterministic."""
@@ -80,6 +82,7 @@ class SourceMap:
                 name: {str(line): [origin.cell, origin.line] for line, origin in sorted(lines.items())}
                 for name, lines in sorted(self.scripts.items())
             },
+            "stage_hashes": dict(sorted(self.stage_hashes.items())),
             "cells": {str(index): list(lines) for index, lines in sorted(self.cells.items())},
         }
         return json.dumps(document, ensure_ascii=False, separators=(",", ":")) + "\n"
@@ -96,6 +99,7 @@ class SourceMap:
                     for name, lines in document["scripts"].items()
                 },
                 cells={int(index): tuple(lines) for index, lines in document["cells"].items()},
+                stage_hashes=dict(document.get("stage_hashes", {})),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CodegenError(

@@ -1,5 +1,6 @@
 """The model: a provider trains it, and its metric gate decides whether it may be deployed."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -8,14 +9,16 @@ from typing import Any
 import dagster as dg
 
 from notebooked_dagster.config import MetricGate
-from notebooked_dagster.errors import ConfigError
-from notebooked_dagster.providers.base import Experiment, TrainingJob
+from notebooked_dagster.errors import ConfigError, JobNotFoundError
+from notebooked_dagster.providers.base import BaseProvider, Experiment, JobStatus, TrainingJob
 from notebooked_dagster.resources import ProviderResource, TrackingResource
+from notebooked_dagster.resources.code_state import code_state, versions
 
 from .reporting import folder_size, latest, metadata_value, metric_metadata, plots, reported
 from .spec import PROVIDER, TRACKING, ExperimentSpec
 
 GATE = "metric_gate"
+FINGERPRINT = "training fingerprint"
 
 
 def model_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
@@ -60,7 +63,7 @@ def run_config(spec: ExperimentSpec) -> dict[str, Any]:
     config = spec.config
     return {
         "hyperparameters": dg.Field(
-            dg.Permissive({name: _field(value) for name, value in config.hyperparameters.items()}),
+            dg.Permissive({name: _field(value) for name, value in config.hyperparameters.items()}),  # type: ignore[no-untyped-call]
             is_required=False,
             description="By name; those of the notebook that are not listed may be added.",
         ),
@@ -78,6 +81,12 @@ def run_config(spec: ExperimentSpec) -> dict[str, Any]:
         ),
         "seed": dg.Field(
             dg.Noneable(int), default_value=None, is_required=False, description="Of the random numbers."
+        ),
+        "only_if_changed": dg.Field(
+            bool,
+            default_value=False,
+            is_required=False,
+            description="Keep the last model where code, hyperparameters and data are what it was trained with.",
         ),
     }
 
@@ -97,6 +106,12 @@ def train(spec: ExperimentSpec, context: dg.AssetExecutionContext) -> dg.Materia
     experiment = experiment_of(
         spec, asked, tracking.address, partition, run_id=context.run_id, attempt=context.retry_number
     )
+    fingerprint = training_fingerprint(spec, experiment, asked["provider"])
+    if asked["only_if_changed"]:
+        kept = _kept(spec, context.instance, provider, fingerprint, partition)
+        if kept is not None:
+            context.log.info("Nothing that trains %s has changed; its last model is kept.", experiment.name)
+            return _again(spec, kept, providers, asked["provider"])
     context.log.info("Training %s with provider %s.", experiment.name, provider.name)
     # The lines go to the step's captured output; an event for each would fill the event log.
     job = provider.train(experiment, wait=True, on_log=lambda line: print(line, flush=True))
@@ -110,7 +125,63 @@ def train(spec: ExperimentSpec, context: dg.AssetExecutionContext) -> dg.Materia
     return dg.MaterializeResult(
         asset_key=spec.key("model"),
         data_version=dg.DataVersion(job.id),
-        metadata={**model_metadata(job, page), **lineage(spec, context, experiment)},
+        metadata={
+            **model_metadata(job, page),
+            **lineage(spec, context, experiment),
+            FINGERPRINT: fingerprint,
+        },
+        check_results=results,
+    )
+
+
+def training_fingerprint(spec: ExperimentSpec, experiment: Experiment, provider: str) -> str:
+    """A digest of all that decides what training yields: code, hyperparameters, data, provider."""
+    code = versions(code_state(spec.notebook, spec.config, spec.place.state), spec.config).training
+    data = lineage_of_data(experiment.data_path)
+    parts = [code, sorted(experiment.hyperparameters.items()), data, provider, experiment.instance_type]
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:24]
+
+
+def lineage_of_data(path: str | None) -> str | None:
+    """The hash of local data; the address itself of data elsewhere, whose changes cannot be seen from here."""
+    if path is None or "://" in path or not Path(path).exists():
+        return path
+    from notebooked_dagster.tracking.lineage import data_hash
+
+    return data_hash(Path(path))
+
+
+def _kept(
+    spec: ExperimentSpec,
+    instance: dg.DagsterInstance,
+    provider: BaseProvider,
+    fingerprint: str,
+    partition: str | None,
+) -> dg.AssetMaterialization | None:
+    """The last model, where it was trained from the same and is still there."""
+    last = latest(instance, spec.key("model"), partition)
+    if last is None or metadata_value(last, FINGERPRINT) != fingerprint:
+        return None
+    try:
+        job = provider.status(str(metadata_value(last, "job")))
+    except JobNotFoundError:
+        return None
+    uri = job.model_uri or ""
+    return last if job.status is JobStatus.SUCCEEDED and ("://" in uri or Path(uri).is_dir()) else None
+
+
+def _again(
+    spec: ExperimentSpec, kept: dg.AssetMaterialization, providers: ProviderResource, provider: str
+) -> dg.MaterializeResult[Any]:
+    """The same model once more: same data version, so that nothing downstream becomes stale."""
+    metrics = metadata_value(kept, "metrics") or {}
+    results = []
+    if spec.config.metric_gate:
+        results.append(gate_result(spec, metrics, champion_metrics(spec, providers, provider)))
+    return dg.MaterializeResult(
+        asset_key=spec.key("model"),
+        data_version=dg.DataVersion(str(metadata_value(kept, "job"))),
+        metadata={**kept.metadata, "kept": True},
         check_results=results,
     )
 

@@ -76,7 +76,7 @@ class EndpointControl:
             first = record.champion is None
             version = str(next_version(folder, record))
             try:
-                copy_model(source, state.model_dir(folder, version))
+                copy_model(source, state.model_dir(folder, version), spec.code_dir)
                 item = VersionRecord(
                     version=version,
                     model_uri=spec.model_uri or str(source),

@@ -34,10 +34,19 @@ def next_version(folder: Path, record: EndpointRecord) -> int:
     return max([0, *used, *(int(version) for version in record.versions)]) + 1
 
 
-def copy_model(source: Path, target: Path) -> None:
-    """Copy a model folder. Not hard links: training into the same folder again would change what is served."""
+def copy_model(source: Path, target: Path, code: Path | None = None) -> None:
+    """Copy a model folder. Not hard links: training into the same folder again would change what is served.
+
+    Args:
+        source: The model folder.
+        target: The copy.
+        code: A folder whose scripts replace those of the same name in the copy.
+    """
     try:
         shutil.copytree(source, target, symlinks=False, ignore=shutil.ignore_patterns("__pycache__"))
+        for script in sorted(code.iterdir()) if code is not None else ():
+            if script.is_file() and (script.suffix == ".py" or script.name == "source_map.json"):
+                shutil.copyfile(script, target / script.name)
     except (OSError, shutil.Error) as error:
         shutil.rmtree(target, ignore_errors=True)
         raise DeploymentError(f"The model folder cannot be copied: {error}.", path=source) from error

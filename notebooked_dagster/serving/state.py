@@ -52,6 +52,7 @@ class DeploymentSpec:
     Attributes:
         endpoint: Letters, digits, ``_``, ``-`` and ``.``; made where it does not exist.
         model_dir: The model folder. It is copied, so it may go afterwards.
+        code_dir: Scripts to serve the model with instead of those in its folder: the inference code may be newer.
         model_uri: What the deployment is known by; the folder's path where None.
         weight: 100 replaces what is served; less makes it the challenger with that share.
         host: Address to bind; the present one, or 127.0.0.1, where None.
@@ -75,6 +76,7 @@ class DeploymentSpec:
 
     endpoint: str
     model_dir: Path
+    code_dir: Path | None = None
     model_uri: str | None = None
     weight: int = 100
     host: str | None = None

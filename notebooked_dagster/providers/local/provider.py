@@ -33,6 +33,7 @@ from notebooked_dagster.providers.base import (
 from notebooked_dagster.serving.processes import identify
 
 from . import environment, jobs, logs, starting
+from .inference_code import newer_code
 from .jobs import Failure, Handover, JobRecord, JobSpec, JobStore, TrackingState
 
 if TYPE_CHECKING:
@@ -323,6 +324,7 @@ class LocalProvider(BaseProvider):
         spec = DeploymentSpec(
             endpoint=endpoint_name,
             model_dir=folder,
+            code_dir=newer_code(experiment.scripts, folder),
             model_uri=model_uri,
             weight=weight,
             host=self._serve_host,
