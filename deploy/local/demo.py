@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -30,8 +31,9 @@ def main() -> int:
     os.environ.setdefault("DAGSTER_HOME", str(settings.root))
     started = time.monotonic()
     command = ["dagster", "job", "execute", "-m", "notebooked_dagster.definitions", "-j", f"{EXPERIMENT}_job"]
+    command += ["-c", "deploy/local/demo.yaml"]
     console.rule("[bold]notebook -> scripts -> model -> endpoint")
-    console.print(f"$ {' '.join(command)}\n")
+    console.print(f"$ {shlex.join(command)}\n")
     finished = subprocess.run([str(BIN / command[0]), *command[1:]], cwd=settings.root, check=False)
     if finished.returncode != 0:
         console.print(f"\n[red]The job failed[/red] with exit code {finished.returncode}; its log is above.")
