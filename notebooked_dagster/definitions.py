@@ -7,6 +7,7 @@ working folder, or of ``NOTEBOOKED_PROJECT_ROOT``.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -15,8 +16,8 @@ import dagster as dg
 from dagster.components.core.component_tree import ComponentTreeException
 
 from notebooked_dagster.components import NotebookedProject, NotebookExperiment
-from notebooked_dagster.components.experiment import ExperimentSpec
 from notebooked_dagster.components.graph import RESOURCES, experiment_definitions, job_selection
+from notebooked_dagster.components.spec import ExperimentSpec
 from notebooked_dagster.config import check_unique
 from notebooked_dagster.config.document import read_documents
 from notebooked_dagster.errors import ConfigError
@@ -24,6 +25,9 @@ from notebooked_dagster.resources import Workplace
 from notebooked_dagster.sensors import Watched, project_sensors
 
 _MODULE = "notebooked_assets"
+# Dagster warns of its own beta classes at every load of every process, eight times an experiment; the version is pinned.
+warnings.filterwarnings("ignore", category=dg.BetaWarning)
+warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
 
 @dg.definitions

@@ -32,7 +32,7 @@ def notebook_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
             )
         )
 
-    @dg.multi_observable_source_asset(
+    @dg.multi_observable_source_asset(  # type: ignore[untyped-decorator]
         name=f"{spec.name}__notebook",
         specs=[
             spec.asset(
@@ -47,7 +47,8 @@ def notebook_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
         with reported():
             yield observe(spec, context)
 
-    return notebook
+    made: dg.AssetsDefinition = notebook
+    return made
 
 
 def observe(spec: ExperimentSpec, context: dg.AssetExecutionContext) -> dg.ObserveResult:

@@ -1,9 +1,9 @@
 """The check that the script does what the notebook does: both train with one seed, then they are compared."""
 
 import math
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,42 +38,38 @@ def parity_check(spec: ExperimentSpec) -> dg.AssetChecksDefinition:
 
 
 def compare(spec: ExperimentSpec, context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-    """Train both in a folder of their own and compare."""
-    from notebooked_dagster.runbooks.parity import predict_with_model, run_notebook
+    """Train both on the notebook's own data, and compare."""
+    from notebooked_dagster.runbooks.parity import run_notebook
 
     settings = spec.config.parity
     providers: ProviderResource = getattr(context.resources, PROVIDER)
-    asked = {"data_path": spec.config.data_path, "seed": settings.seed}
-    partition = None
-    if spec.partitions is not None:
-        keys = context.instance.get_materialized_partitions(spec.key("model"))
-        partition = max(keys) if keys else None
-    experiment = experiment_of(spec, asked, "", partition, run_id=f"{context.run.run_id}/parity")
-    # Beside the real models, and gone afterwards: neither MLflow nor the registry hears of it.
-    from dataclasses import replace
-
-    experiment = replace(experiment, tracking_uri=None, registered_model=None)
+    asked = {"data_path": None, "seed": settings.seed}
+    # Beside the real models: neither MLflow nor the registry hears of it.
+    experiment = replace(
+        experiment_of(spec, asked, "", None, run_id=f"{context.run.run_id}/parity"),
+        tracking_uri=None,
+        registered_model=None,
+    )
     job = providers.get(spec.config.provider).train(
         experiment, wait=True, on_log=lambda line: print(line, flush=True)
     )
-    work = Path(tempfile.mkdtemp(prefix="notebooked-parity-"))
-    try:
+    with tempfile.TemporaryDirectory(prefix="notebooked-parity-") as work:
         ran = run_notebook(
             spec.notebook,
-            work,
-            hyperparameters=spec.config.hyperparameters,
-            data_path=experiment.data_path,
+            Path(work),
+            hyperparameters=overrides_by_cell(spec, settings.seed),
             metrics=tuple(job.metrics),
             model_dir=Path(job.model_uri or ""),
             seed=settings.seed,
             timeout=settings.timeout,
         )
-        script = predict_with_model(Path(job.model_uri or ""), timeout=settings.timeout)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    problems, compared = differences(job.metrics, ran.metrics, script, ran.predictions, settings.tolerance)
+    problems, compared = differences(
+        job.metrics, ran.metrics, ran.script_predictions, ran.predictions, settings.tolerance
+    )
     if not compared:
-        problems.append("the notebook keeps neither a metric nor a model that could be compared")
+        problems.append(
+            f"nothing could be compared ({ran.problem or 'no metric of a common name, no predictions'})"
+        )
     return dg.AssetCheckResult(
         check_name="parity",
         asset_key=spec.key("model"),
@@ -86,8 +82,29 @@ def compare(spec: ExperimentSpec, context: dg.AssetCheckExecutionContext) -> dg.
             "seed": settings.seed,
             "tolerance": settings.tolerance,
             "notebook time (s)": round(ran.seconds, 2),
+            **({"predictions": ran.problem} if ran.problem else {}),
         },
     )
+
+
+def overrides_by_cell(spec: ExperimentSpec, seed: int) -> dict[int, dict[str, Any]]:
+    """What the script sets otherwise than the notebook, by the cell that assigns it there."""
+    from notebooked_dagster.codegen import GenerateOptions, generate
+    from notebooked_dagster.notebook.analysis import AnalysisOptions, analyse_path
+
+    config = spec.config
+    analysis = analyse_path(
+        spec.notebook, AnalysisOptions(model_name=config.model, allow_unsupported=config.allow_unsupported)
+    )
+    made = generate(
+        analysis, GenerateOptions(experiment=config.name, allow_unsupported=config.allow_unsupported)
+    )
+    wanted = {**config.hyperparameters, "seed": seed}
+    found: dict[int, dict[str, Any]] = {}
+    for item in made.hyperparameters:
+        if item.name in wanted:
+            found.setdefault(item.cell, {})[item.name] = wanted[item.name]
+    return found
 
 
 def differences(

@@ -33,8 +33,7 @@ def endpoint_health_sensor(
                 names = [f"{item.config.endpoint_name}-{name}" for name in item.config.partitions.datasets]
             else:
                 names = [item.config.endpoint_name]
-            found = [_looked_after(place, item, name, notes) for name in names]
-            found = [text for text in found if text is not None]
+            found = [text for name in names if (text := _looked_after(place, item, name, notes)) is not None]
             if not found:
                 continue
             status = next((text for text in found if not text.startswith("healthy")), found[0])
