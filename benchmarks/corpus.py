@@ -287,7 +287,7 @@ def _unfit(analysis: Analysis, stand_ins: Path | None) -> str:
                 if (
                     root
                     and root not in sys.stdlib_module_names
-                    and not _installed(root, analysis.notebook.path)
+                    and not _installed(root, analysis.notebook.path, stand_ins)
                 ):
                     return f"not installed: {root}"
     return ""
