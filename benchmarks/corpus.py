@@ -23,6 +23,7 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import signal
@@ -225,6 +226,8 @@ for _k, _v in list(globals().items()):
                 _v = _v.item()
             if isinstance(_v, _m.Real) and not isinstance(_v, bool):
                 _d[_k] = float(_v)
+            elif isinstance(_v, (list, tuple)) and _v and isinstance(_v[-1], _m.Real):
+                _d[_k + "[-1]"], _d["mean " + _k] = float(_v[-1]), float(sum(_v)) / len(_v)
         except Exception:
             pass
 print("NOTEBOOKED-NAMESPACE " + _j.dumps(_d))
@@ -257,10 +260,11 @@ def _train(
         elif not wrong:
             outcome.training = "score equal"
         else:
-            again = _executed(path, work, options, seed=1)
-            moved = {key: value for key, value in wrong.items() if again and not _known(key, value, again)}
-            stable = again is not None and not _different(theirs[0], "", again, only=wrong)
-            outcome.training = "score differs" if stable or not moved else "not seeded by its author"
+            again = _run_train(work, path.resolve().parent, options.time_limit, seed=1)
+            random = isinstance(again, str) or any(
+                not _close(again[0].get(name, math.nan), value) for name, value in wrong.items()
+            )
+            outcome.training = "score differs, moves with the seed" if random else "score differs"
             outcome.training_detail = json.dumps({k: [v, theirs[0].get(k)] for k, v in wrong.items()})[:300]
 
 
@@ -343,9 +347,11 @@ def _execute(
     return (json.loads(found.group(1)) if found else {}, everything)
 
 
-def _run_train(work: Path, folder: Path, seconds: int) -> tuple[dict[str, float], str] | str:
+def _run_train(
+    work: Path, folder: Path, seconds: int, *, seed: int = 0
+) -> tuple[dict[str, float], str] | str:
     variables = {"NOTEBOOKED_NOTEBOOK_DIR": str(folder)}
-    options = ["--model-dir", str(work / "model"), "--output-dir", str(work / "output"), "--seed", "0"]
+    options = ["--model-dir", str(work / "model"), "--output-dir", str(work / "output"), "--seed", str(seed)]
     done = _run([sys.executable, str(work / "scripts" / "train.py"), *options], work, seconds, variables)
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
@@ -383,13 +389,13 @@ def _run(
 
 
 def _different(
-    metrics: dict[str, float], printed: str, theirs: tuple[dict[str, float], str], only: Any = None
+    metrics: dict[str, float], printed: str, theirs: tuple[dict[str, float], str]
 ) -> dict[str, float]:
     """The metrics that are neither a variable of that value in the notebook nor a number it printed."""
     return {
         key: value
         for key, value in metrics.items()
-        if isinstance(value, int | float) and (only is None or key in only) and not _known(key, value, theirs)
+        if isinstance(value, int | float) and not _known(key, value, theirs)
     }
 
 

@@ -14,6 +14,7 @@ from notebooked_dagster.errors import NoTrainingCodeError, UnsupportedCellError
 from notebooked_dagster.notebook.model import Analysis, Finding, Role, Severity, Stage, Statement
 
 from . import datafiles, hyperparameters, prediction
+from .conventions import supplied_imports
 from .emit import Edit, Line, emit, module_text
 from .metrics import MetricNames, measured_names
 from .model import SOURCE_MAP, GeneratedScripts, GenerateOptions, Hyperparameter, SourceMap
@@ -75,6 +76,7 @@ class _Generation:
         statements = [
             statement for statement in training_statements(analysis) if not _ends_process(statement)
         ]
+        statements = [*self._supplied(statements), *statements]
         self.constants, self.hyperparameters = hyperparameters.find(statements, options.hyperparameters)
         made = {name for statement in statements for name in statement.defines}
         self.model = next(
@@ -93,6 +95,21 @@ class _Generation:
         self.plan = self._plan()
 
     # --- what goes where -----------------------------------------------------------------------------------------
+
+    def _supplied(self, statements: list[Statement]) -> list[Statement]:
+        """Imports that the notebook takes for granted, those of its inference included."""
+        part = self.analysis.slices.get(Stage.INFERENCE)
+        supplied = supplied_imports(self.analysis, [*statements, *(part.statements if part else ())])
+        for statement in supplied:
+            self._find(
+                "NB413",
+                "import-supplied",
+                Severity.WARNING,
+                f"`{next(iter(statement.defines))}` is used and never imported; the scripts have `{statement.text}`.",
+                f"Add `{statement.text}` to the notebook.",
+                statement.cell,
+            )
+        return supplied
 
     def _with_extras(self, statements: list[Statement], made: set[str]) -> list[Statement]:
         """Prediction may read what training did not need: those statements are run while training and kept."""
