@@ -64,6 +64,8 @@ def run_config(spec: ExperimentSpec) -> dict[str, Any]:
     return {
         "hyperparameters": dg.Field(
             dg.Permissive({name: _field(value) for name, value in config.hyperparameters.items()}),  # type: ignore[no-untyped-call]
+            # Without a default for the whole, the Launchpad would not show what is in it.
+            default_value=dict(config.hyperparameters),
             is_required=False,
             description="By name; those of the notebook that are not listed may be added.",
         ),
