@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -14,6 +14,9 @@ from notebooked_dagster.resources import ProviderResource
 from .model_asset import experiment_of
 from .reporting import reported
 from .spec import PROVIDER, ExperimentSpec
+
+if TYPE_CHECKING:
+    from notebooked_dagster.codegen import GeneratedScripts
 
 
 def parity_check(spec: ExperimentSpec) -> dg.AssetChecksDefinition:
@@ -39,25 +42,30 @@ def parity_check(spec: ExperimentSpec) -> dg.AssetChecksDefinition:
 
 def compare(spec: ExperimentSpec, context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
     """Train both on the notebook's own data, and compare."""
+    from notebooked_dagster.codegen import write_scripts
     from notebooked_dagster.runbooks.parity import run_notebook
 
     settings = spec.config.parity
     providers: ProviderResource = getattr(context.resources, PROVIDER)
-    asked = {"data_path": None, "seed": settings.seed}
-    # Beside the real models: neither MLflow nor the registry hears of it.
-    experiment = replace(
-        experiment_of(spec, asked, "", None, run_id=f"{context.run.run_id}/parity"),
-        tracking_uri=None,
-        registered_model=None,
-    )
-    job = providers.get(spec.config.provider).train(
-        experiment, wait=True, on_log=lambda line: print(line, flush=True)
-    )
-    with tempfile.TemporaryDirectory(prefix="notebooked-parity-") as work:
+    with tempfile.TemporaryDirectory(prefix="notebooked-parity-") as folder:
+        work = Path(folder)
+        scripts = generated(spec)
+        write_scripts(scripts, work / "scripts")
+        asked = {"data_path": None, "seed": settings.seed}
+        # Beside the real models: neither MLflow nor the registry hears of it.
+        experiment = replace(
+            experiment_of(spec, asked, "", None, run_id=f"{context.run.run_id}/parity"),
+            scripts=work / "scripts",
+            tracking_uri=None,
+            registered_model=None,
+        )
+        job = providers.get(spec.config.provider).train(
+            experiment, wait=True, on_log=lambda line: print(line, flush=True)
+        )
         ran = run_notebook(
             spec.notebook,
-            Path(work),
-            hyperparameters=overrides_by_cell(spec, settings.seed),
+            work,
+            hyperparameters=overrides_by_cell(scripts, spec.config.hyperparameters, settings.seed),
             metrics=tuple(job.metrics),
             model_dir=Path(job.model_uri or ""),
             seed=settings.seed,
@@ -87,8 +95,8 @@ def compare(spec: ExperimentSpec, context: dg.AssetCheckExecutionContext) -> dg.
     )
 
 
-def overrides_by_cell(spec: ExperimentSpec, seed: int) -> dict[int, dict[str, Any]]:
-    """What the script sets otherwise than the notebook, by the cell that assigns it there."""
+def generated(spec: ExperimentSpec) -> "GeneratedScripts":
+    """The scripts as the notebook is now."""
     from notebooked_dagster.codegen import GenerateOptions, generate
     from notebooked_dagster.notebook.analysis import AnalysisOptions, analyse_path
 
@@ -96,12 +104,25 @@ def overrides_by_cell(spec: ExperimentSpec, seed: int) -> dict[int, dict[str, An
     analysis = analyse_path(
         spec.notebook, AnalysisOptions(model_name=config.model, allow_unsupported=config.allow_unsupported)
     )
-    made = generate(
-        analysis, GenerateOptions(experiment=config.name, allow_unsupported=config.allow_unsupported)
+    return generate(
+        analysis,
+        GenerateOptions(
+            experiment=config.name,
+            hyperparameters=config.hyperparameters,
+            model_name=config.model,
+            allow_unsupported=config.allow_unsupported,
+            strict=True,
+        ),
     )
-    wanted = {**config.hyperparameters, "seed": seed}
+
+
+def overrides_by_cell(
+    scripts: "GeneratedScripts", hyperparameters: Mapping[str, Any], seed: int
+) -> dict[int, dict[str, Any]]:
+    """What the script sets otherwise than the notebook, by the cell that assigns it there."""
+    wanted = {**hyperparameters, "seed": seed}
     found: dict[int, dict[str, Any]] = {}
-    for item in made.hyperparameters:
+    for item in scripts.hyperparameters:
         if item.name in wanted:
             found.setdefault(item.cell, {})[item.name] = wanted[item.name]
     return found
