@@ -13,7 +13,37 @@ from collections.abc import Iterable
 from notebooked_dagster.notebook.model import Analysis, Role, Statement
 
 _BUILTINS = frozenset(dir(builtins))
-_MODULES = ["collections", "copy", "csv", "functools", "gc", "glob", "io", "itertools", "json", "logging", "math", "operator", "os", "pickle", "pprint", "random", "re", "shutil", "string", "subprocess", "sys", "tempfile", "time", "urllib", "warnings", "zipfile", "torch", "scipy", "requests"]
+_MODULES = [
+    "collections",
+    "copy",
+    "csv",
+    "functools",
+    "gc",
+    "glob",
+    "io",
+    "itertools",
+    "json",
+    "logging",
+    "math",
+    "operator",
+    "os",
+    "pickle",
+    "pprint",
+    "random",
+    "re",
+    "shutil",
+    "string",
+    "subprocess",
+    "sys",
+    "tempfile",
+    "time",
+    "urllib",
+    "warnings",
+    "zipfile",
+    "torch",
+    "scipy",
+    "requests",
+]
 CONVENTIONS: dict[str, str] = {
     **{name: f"import {name}" for name in _MODULES},
     "np": "import numpy as np",

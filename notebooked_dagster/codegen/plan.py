@@ -93,8 +93,9 @@ def make_plan(
         wanted: Names that must come out of the stages whatever else: the model, what inference reads.
         taken: Names the notebook binds; our own functions avoid them.
     """
-    imports = [statement for statement in statements if is_import(statement)]
-    rest = [statement for statement in statements if not is_import(statement)]
+    moving = _movable_imports(statements)
+    imports = [statement for statement in statements if statement.key in moving]
+    rest = [statement for statement in statements if statement.key not in moving]
     shared, training, left = _hoist(rest, imports, constants)
     groups = _grouped(left)
     plan = Plan(imports=tuple(imports), constants=tuple(constants), shared=shared, training=training)
@@ -109,6 +110,39 @@ def make_plan(
 def is_import(statement: Statement) -> bool:
     """Whether it is an import, or a ``try``/``if`` that does nothing but import."""
     return _only_imports(statement.node)
+
+
+def _movable_imports(statements: Sequence[Statement]) -> set[tuple[int, int]]:
+    """Imports that mean the same at the top: not those that rebind a name something before them has bound otherwise."""
+    bound_by: dict[str, str] = {}
+    moving: set[tuple[int, int]] = set()
+    for statement in statements:
+        if not is_import(statement):
+            bound_by.update(dict.fromkeys(statement.defines, ""))
+            continue
+        meant = _import_targets(statement.node)
+        if all(bound_by.get(name, target) == target for name, target in meant.items()):
+            moving.add(statement.key)
+        bound_by.update(meant)
+    return moving
+
+
+def _import_targets(node: ast.stmt) -> dict[str, str]:
+    """What each name of an import stands for; nothing where it depends (``try``)."""
+    if isinstance(node, ast.Import):
+        return {
+            alias.asname or alias.name.partition(".")[0]: alias.name
+            if alias.asname
+            else alias.name.partition(".")[0]
+            for alias in node.names
+        }
+    if isinstance(node, ast.ImportFrom):
+        return {
+            alias.asname or alias.name: f"{node.module or ''}.{alias.name}"
+            for alias in node.names
+            if alias.name != "*" and node.module != "__future__"
+        }
+    return {}
 
 
 def _only_imports(node: ast.stmt) -> bool:
@@ -202,10 +236,22 @@ def _by_need(definitions: Sequence[Statement]) -> list[Statement]:
 
 
 def _grouped(left: Sequence[Statement]) -> tuple[list[Statement], list[Statement], list[Statement]]:
-    first = [statement for statement in left if statement.role in _FIRST]
-    last = [statement for statement in left if statement.role is Role.EVALUATE]
-    keys = {statement.key for statement in (*first, *last)}
-    return first, [statement for statement in left if statement.key not in keys], last
+    first: list[Statement] = []
+    last: list[Statement] = []
+    training: list[Statement] = []
+    for statement in left:
+        if statement.role is Role.EVALUATE:
+            last.append(statement)
+        elif statement.role in _FIRST and not (is_import(statement) and _rebinds(statement, training)):
+            first.append(statement)
+        else:
+            training.append(statement)
+    return first, training, last
+
+
+def _rebinds(statement: Statement, earlier: Sequence[Statement]) -> bool:
+    """Whether an import takes a name over from what runs before it: it has to run after that."""
+    return any(statement.defines & (other.defines | other.uses) for other in earlier)
 
 
 def _connect(
