@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import builtins
 import re
+import tokenize
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -37,6 +39,7 @@ _FRAMEWORKS = {
     "keras": "keras",
     "tensorflow": "keras",
 }
+_CODING = re.compile(r"\A((?:[^\n]*\n)?[ \t\f]*#[^\n]*?coding[:=][ \t]*)[-\w.]+")
 _BLOCK = re.compile(r"^\s*#@ (\w+)$")
 Edits = Mapping[tuple[int, int], list[Edit]]
 
@@ -486,8 +489,29 @@ class _Generation:
             files["requirements-inference.txt"] = "\n".join(serving.lines) + "\n"
         for path in union.local_modules:
             if path.is_file():
-                files[path.name] = path.read_text(encoding="utf-8")
+                files.update(self._local_module(path))
         return files
+
+    def _local_module(self, path: Path) -> dict[str, str]:
+        """A module beside the notebook; nothing, and a finding, where it cannot be imported anyway."""
+        try:
+            # Python's own rule for a source file's encoding.
+            with tokenize.open(path) as stream:
+                text = stream.read()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                ast.parse(text)
+        except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            self._find(
+                "NB414",
+                "broken-module",
+                Severity.WARNING,
+                f"{path.name}, which the notebook imports, is not valid Python and was not copied: {error}.",
+                f"Correct {path.name}.",
+            )
+            return {}
+        # It is written as UTF-8, whatever it was in.
+        return {path.name: _CODING.sub(r"\1utf-8", text, count=1)}
 
 
 def _reads(statements: Iterable[Statement]) -> set[str]:
