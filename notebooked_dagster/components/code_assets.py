@@ -127,6 +127,8 @@ def scripts_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
 
     @dg.multi_asset(
         name=f"{spec.name}__scripts",
+        # Both are always written; one alone may be asked for, and then only that one is reported.
+        can_subset=True,
         specs=[
             spec.asset(
                 "training_code",
@@ -204,6 +206,8 @@ def generate_scripts(
     if changed:
         context.instance.add_run_tags(context.run_id, {"notebooked/changed": ",".join(changed)})
     for part, (version, names) in halves.items():
+        if spec.key(part) not in context.selected_asset_keys:
+            continue
         yield dg.MaterializeResult(
             asset_key=spec.key(part),
             data_version=dg.DataVersion(version),

@@ -159,7 +159,9 @@ class NotebookWatch:
             found, change = self._judge(item, stamp, last, recorded)
             if change is not None:
                 changes.append(change)
-            if found.problem and (last is None or last.problem != found.problem):
+            # Once for each time it breaks, however often it is saved while broken.
+            told = last is not None and last.problem and (last.stamp[0] == 0) == (stamp[0] == 0)
+            if found.problem and not told:
                 problems.append(self._explained(item, found, last))
             seen[item.name] = found
         names = {item.name for item in self._experiments}
