@@ -54,6 +54,12 @@ def project_definitions(place: Workplace) -> dg.Definitions:
     return dg.Definitions.merge(*parts, _project_wide(place, experiments))
 
 
+def project_experiments(place: Workplace) -> list[ExperimentSpec]:
+    """The experiments of a project, however declared. Raises ConfigError as ``project_definitions`` does."""
+    declared, _ = _declared(place)
+    return [*declared, *_listed_only_in_config(place, declared)]
+
+
 def _project_wide(place: Workplace, experiments: list[ExperimentSpec]) -> dg.Definitions:
     jobs = []
     # A job has one partitioning; experiments with their own run by their own jobs.

@@ -1,0 +1,163 @@
+"""``notebooked endpoints``, ``predict``, ``rollback`` and ``delete-endpoint``: asked of the provider directly."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from notebooked_dagster.errors import DataError, NotebookedError
+
+from .options import session, shared_options
+from .project import Project
+
+if TYPE_CHECKING:
+    from notebooked_dagster.providers.base import Endpoint
+
+_PROVIDER = click.option("--provider", default="local", show_default=True, help="Whose endpoints.")
+
+
+@click.command("endpoints")
+@_PROVIDER
+@shared_options
+def endpoints_command(provider: str) -> None:
+    """List endpoints."""
+    found = Project(session()).provider(provider).list_endpoints()
+    session().emit([as_data(endpoint) for endpoint in found], lambda: _table(found))
+
+
+@click.command("predict")
+@click.argument("endpoint")
+@click.option(
+    "--data", metavar="JSON|@FILE|-", help="The request; the model's own input example where not given."
+)
+@_PROVIDER
+@shared_options
+def predict_command(endpoint: str, data: str | None, provider: str) -> None:
+    """Ask an endpoint."""
+    source = Project(session()).provider(provider)
+    live = source.endpoint(endpoint)
+    request = _request(data) if data is not None else _example(live)
+    answer = source.predict(live.name, request)
+    session().emit(answer, lambda: json.dumps(answer, ensure_ascii=False))
+
+
+@click.command("rollback")
+@click.argument("endpoint")
+@_PROVIDER
+@shared_options
+def rollback_command(endpoint: str, provider: str) -> None:
+    """Serve the previous version again; traffic moves when it is healthy."""
+    live = Project(session()).provider(provider).rollback(endpoint)
+    champion = next((item for item in live.deployments if item.role == "champion"), None)
+    session().emit(
+        as_data(live),
+        lambda: f"{live.name} serves version {champion.version if champion else '?'} at {live.url}.",
+    )
+
+
+@click.command("delete-endpoint")
+@click.argument("endpoints", nargs=-1, metavar="[ENDPOINT]...")
+@click.option("--all", "everything", is_flag=True, help="All endpoints of the provider.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_PROVIDER
+@shared_options
+def delete_endpoint_command(endpoints: tuple[str, ...], everything: bool, yes: bool, provider: str) -> None:
+    """Stop endpoints and remove what was made for them. Models stay."""
+    source = Project(session()).provider(provider)
+    names = [endpoint.name for endpoint in source.list_endpoints()] if everything else list(endpoints)
+    if not names and not everything:
+        raise click.UsageError("Name an endpoint, or --all.")
+    if names and not yes and not session().json:
+        click.confirm(f"Delete {', '.join(names)}?", abort=True)
+    left: dict[str, list[str]] = {}
+    failed: NotebookedError | None = None
+    for name in names:
+        try:
+            left[name] = source.delete_endpoint(name)
+        except NotebookedError as error:
+            # The others are still to go; the first failure is told at the end.
+            failed = failed or error
+    session().emit(
+        {"deleted": left},
+        lambda: (
+            "\n".join(line for name, rest in left.items() for line in (f"{name} is deleted.", *rest))
+            or "There was none."
+        ),
+    )
+    if failed is not None:
+        raise failed
+
+
+def as_data(endpoint: Endpoint) -> dict[str, Any]:
+    """An endpoint as plain data."""
+    return {
+        "name": endpoint.name,
+        "provider": endpoint.provider,
+        "url": endpoint.url,
+        "status": endpoint.status.value,
+        "message": endpoint.message,
+        "deployments": [
+            {
+                "version": item.version,
+                "role": item.role,
+                "weight": item.weight,
+                "status": item.status.value,
+                "model_uri": item.model_uri,
+                "created_at": item.created_at.isoformat() if item.created_at else None,
+                "labels": dict(item.labels),
+            }
+            for item in endpoint.deployments
+        ],
+    }
+
+
+def _table(found: list[Endpoint]) -> str | None:
+    if not found:
+        return "There is no endpoint. `notebooked deploy EXPERIMENT` makes one."
+    from rich.table import Table
+
+    table = Table("endpoint", "status", "URL", "serves", "previous")
+    for endpoint in found:
+        serving = [
+            f"{item.version} ({item.role} {item.weight} %)" for item in endpoint.deployments if item.weight
+        ]
+        kept = [item.version for item in endpoint.deployments if not item.weight]
+        table.add_row(endpoint.name, endpoint.status.value, endpoint.url, ", ".join(serving), ", ".join(kept))
+    session().console().print(table)
+    return None
+
+
+def _request(text: str) -> Any:
+    if text == "-":
+        text, name = sys.stdin.read(), "standard input"
+    elif text.startswith("@"):
+        path, name = Path(text[1:]), text[1:]
+        if not path.is_file():
+            raise DataError("There is no such file.", path=path)
+        text = path.read_text(encoding="utf-8")
+    else:
+        name = "--data"
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise DataError(
+            f"{name} is not JSON: {error}.", hint="Quote it for the shell, or use --data @file."
+        ) from None
+
+
+def _example(endpoint: Endpoint) -> Any:
+    """The input example that was saved with the model an endpoint serves."""
+    for item in endpoint.deployments:
+        path = Path(item.model_uri) / "model.json"
+        if item.weight and path.is_file():
+            example = json.loads(path.read_text(encoding="utf-8")).get("input_example")
+            if example is not None:
+                return example
+    raise DataError(
+        f"The model behind {endpoint.name!r} has no input example.",
+        hint="Say what to ask: --data '{\"inputs\": …}'.",
+    )

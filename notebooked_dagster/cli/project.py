@@ -1,0 +1,143 @@
+"""The project that a command works on: its experiments, its Dagster instance, its providers."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+from notebooked_dagster import errors
+from notebooked_dagster.errors import ConfigError, NotebookedError, UserError
+
+from .options import Session
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from notebooked_dagster.components.spec import ExperimentSpec
+    from notebooked_dagster.providers.base import BaseProvider
+    from notebooked_dagster.resources import Workplace
+
+
+class Project:
+    """A project, opened for one command.
+
+    Args:
+        session: The invocation; its ``--project`` decides where.
+    """
+
+    def __init__(self, session: Session) -> None:
+        from notebooked_dagster.resources import Workplace
+
+        self.session = session
+        settings = session.settings()
+        # dagster.yaml keeps its storage relative to the working folder, and runs read the project from the environment.
+        os.chdir(settings.root)
+        os.environ["NOTEBOOKED_PROJECT_ROOT"] = str(settings.root)
+        if "DAGSTER_HOME" not in os.environ and (settings.root / "dagster.yaml").exists():
+            os.environ["DAGSTER_HOME"] = str(settings.root)
+        self.place: Workplace = Workplace.here()
+
+    def experiments(self) -> list[ExperimentSpec]:
+        """All that are declared. Raises ConfigError where a declaration is wrong."""
+        from notebooked_dagster.definitions import project_experiments
+
+        return project_experiments(self.place)
+
+    def experiment(self, name: str) -> ExperimentSpec:
+        """One experiment by its name. Raises ConfigError."""
+        found = self.experiments()
+        for spec in found:
+            if name in (spec.name, spec.config.name):
+                return spec
+        names = [spec.config.name for spec in found]
+        near = get_close_matches(name, names, 1)
+        raise ConfigError(
+            f"There is no experiment {name!r}.",
+            path=self.place.settings.assets,
+            hint=f"Did you mean {near[0]}?"
+            if near
+            else f"There are: {', '.join(names)}."
+            if names
+            else "`notebooked init` makes declarations for the notebooks of a folder.",
+        )
+
+    def provider(self, name: str = "local") -> BaseProvider:
+        """A provider with the project's settings."""
+        return self.place.provider(name)
+
+    @contextmanager
+    def instance(self) -> Iterator[dg.DagsterInstance]:
+        """The Dagster instance. Raises ConfigError where there is none to show runs in."""
+        import dagster as dg
+
+        if not os.environ.get("DAGSTER_HOME"):
+            raise ConfigError(
+                "DAGSTER_HOME is not set and the project has no dagster.yaml.",
+                path=self.place.root,
+                hint="Set DAGSTER_HOME, or run `notebooked init` to get a dagster.yaml.",
+            )
+        with dg.DagsterInstance.get() as instance:
+            yield instance
+
+
+def run_assets(
+    project: Project, spec: ExperimentSpec, parts: Sequence[str], config: Mapping[str, Any]
+) -> str:
+    """Materialize some of an experiment's assets in this process, as a run of its job that the UI shows.
+
+    Args:
+        project: The project.
+        spec: The experiment.
+        parts: Asset names (``training_code``, ``model``, …).
+        config: Run config by op name.
+
+    Returns:
+        The run's id.
+
+    Raises:
+        NotebookedError: What made a step fail, of the kind it had there.
+    """
+    from notebooked_dagster.definitions import project_definitions
+
+    job = project_definitions(project.place).resolve_job_def(_job(spec, parts))
+    quiet = project.session.verbose == 0
+    with project.instance() as instance, redirect_stdout(sys.stderr):
+        result = job.execute_in_process(
+            run_config={
+                "ops": {name: {"config": dict(values)} for name, values in config.items() if values},
+                "loggers": {"console": {"config": {"log_level": "INFO" if quiet else "DEBUG"}}},
+            },
+            instance=instance,
+            tags={"notebooked/command": " ".join(parts)},
+            raise_on_error=False,
+            asset_selection=[spec.key(part) for part in parts],
+        )
+    if not result.success:
+        raise _failure([event for event in result.all_events if event.is_step_failure])
+    return str(result.run_id)
+
+
+def _job(spec: ExperimentSpec, parts: Sequence[str]) -> str:
+    """The job whose run this is; an endpoint that does not deploy by itself is in Dagster's own job of all assets."""
+    automatic = spec.config.endpoint.enabled and spec.config.endpoint.auto_deploy
+    return "__ASSET_JOB" if "endpoint" in parts and not automatic else f"{spec.name}_job"
+
+
+def _failure(events: Sequence[dg.DagsterEvent]) -> NotebookedError:
+    """The error of the step that failed, with the exit code it has when no Dagster is around."""
+    for event in events:
+        data = event.step_failure_data
+        failure = data.user_failure_data
+        if failure is not None:
+            metadata = {name: value.value for name, value in failure.metadata.items()}
+            kind = getattr(errors, str(metadata.get("error", "")), UserError)
+            message = (failure.description or "The run failed.").strip()
+            error: NotebookedError = kind(message, details={"step": event.step_key})
+            return error
+        if data.error is not None:
+            return errors.InternalError(data.error.message.strip(), details={"step": event.step_key})
+    return UserError("The run failed.", hint="The run's page in the UI has its log.")

@@ -1,0 +1,145 @@
+"""``notebooked train`` and ``notebooked deploy``: through Dagster, so that what they do shows in its UI."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any
+
+import click
+
+from notebooked_dagster.errors import ConfigError, ProviderError
+
+from .options import session, shared_options
+from .project import Project, run_assets
+
+
+@click.command("train")
+@click.argument("experiment")
+@click.option("--provider", help="Where to train; the declaration's where not given.")
+@click.option(
+    "--wait/--no-wait", default=True, show_default=True, help="Run here, or hand the run to the daemon."
+)
+@click.option(
+    "--set", "assignments", multiple=True, metavar="NAME=VALUE", help="A hyperparameter; may be repeated."
+)
+@click.option("--data-path", help="File or folder with the data.")
+@click.option("--seed", type=int, help="Seed of the random numbers.")
+@click.option(
+    "--only-if-changed", is_flag=True, help="Keep the last model where nothing that trains it has changed."
+)
+@shared_options
+def train_command(
+    experiment: str,
+    provider: str | None,
+    wait: bool,
+    assignments: tuple[str, ...],
+    data_path: str | None,
+    seed: int | None,
+    only_if_changed: bool,
+) -> None:
+    """Generate an experiment's scripts and train its model."""
+    project = Project(session())
+    spec = project.experiment(experiment)
+    given = {"provider": provider, "data_path": data_path, "seed": seed}
+    config: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if assignments:
+        config["hyperparameters"] = dict(_assignment(text) for text in assignments)
+    if only_if_changed:
+        config["only_if_changed"] = True
+    ops = {f"{spec.name}__model": config}
+    if not wait:
+        _submit(project, f"{spec.name}_job", ops)
+        return
+    run_id = run_assets(project, spec, ["notebook", "training_code", "inference_code", "model"], ops)
+    facts = _facts(project, spec, "model")
+    data = {"run_id": run_id, "experiment": spec.config.name, **facts}
+
+    def text() -> str:
+        metrics = ", ".join(f"{name} = {value:.6g}" for name, value in (facts.get("metrics") or {}).items())
+        return f"{spec.config.name}: {metrics or 'trained'}\nmodel  {facts.get('model_uri')}\nrun    {run_id}"
+
+    session().emit(data, text)
+
+
+@click.command("deploy")
+@click.argument("experiment")
+@click.option("--model-uri", help="Another model than the newest: a folder, models:/name@alias, runs:/id.")
+@click.option(
+    "--weight", type=click.IntRange(1, 100), help="Percent of the traffic; below 100 it is the challenger."
+)
+@shared_options
+def deploy_command(experiment: str, model_uri: str | None, weight: int | None) -> None:
+    """Deploy an experiment's newest model; traffic moves when it is healthy."""
+    project = Project(session())
+    spec = project.experiment(experiment)
+    if not spec.config.endpoint.enabled:
+        raise ConfigError(
+            "This experiment declares that it has no endpoint.",
+            path=spec.declared_in,
+            key="endpoint.enabled",
+            hint="Set it to true.",
+        )
+    given = {"model_uri": model_uri, "weight": weight}
+    config = {name: value for name, value in given.items() if value is not None}
+    run_id = run_assets(project, spec, ["endpoint"], {f"{spec.name}__endpoint": config})
+    live = project.provider(spec.config.provider).endpoint(spec.config.endpoint_name)
+    data = {"run_id": run_id, "endpoint": live.name, "url": live.url, "status": live.status.value}
+    session().emit(data, lambda: f"{live.name} serves at {live.url} ({live.status.value}).\nrun  {run_id}")
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    """``name=value`` with the value as JSON where it is JSON, else as text."""
+    name, sign, value = text.partition("=")
+    if not sign or not name.strip():
+        raise click.UsageError(f"--set takes NAME=VALUE, not {text!r}.")
+    try:
+        return name.strip(), json.loads(value)
+    except ValueError:
+        return name.strip(), {"None": None, "True": True, "False": False}.get(value, value)
+
+
+def _facts(project: Project, spec: Any, part: str) -> dict[str, Any]:
+    """What the last materialization of an asset says of itself."""
+    with project.instance() as instance:
+        event = instance.get_latest_materialization_event(spec.key(part))
+    found = event.asset_materialization if event is not None else None
+    wanted = ("model_uri", "job", "metrics", "mlflow_run_id", "model_version", "kept")
+    metadata = found.metadata if found is not None else {}
+    return {name: metadata[name].value for name in wanted if name in metadata}
+
+
+def _submit(project: Project, job: str, ops: dict[str, dict[str, Any]]) -> None:
+    """Hand a run to the instance, as ``dagster job launch`` does; the daemon starts it."""
+    run_id = str(uuid.uuid4())
+    config = {"ops": {name: {"config": values} for name, values in ops.items() if values}}
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
+        # JSON is YAML.
+        json.dump(config if config["ops"] else {}, file)
+    command = [
+        str(Path(sys.executable).with_name("dagster")),
+        "job",
+        "launch",
+        "-m",
+        "notebooked_dagster.definitions",
+    ]
+    command += ["-j", job, "--run-id", run_id, "-c", file.name]
+    with project.instance():
+        finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    Path(file.name).unlink(missing_ok=True)
+    if finished.returncode != 0:
+        raise ProviderError(
+            "The run was not taken.",
+            hint="`dagster definitions validate -w workspace.yaml` says whether the code location loads.",
+            details={"output": (finished.stdout + finished.stderr)[-4000:]},
+        )
+    session().emit(
+        {"run_id": run_id, "job": job, "submitted": True},
+        lambda: (
+            f"Submitted {job} as run {run_id}. The daemon starts it; `make ui` or `dagster dev` runs one."
+        ),
+    )
