@@ -112,7 +112,10 @@ def _parse_slowly(data: bytes, path: Path) -> Any:
         if error.pos >= len(text.rstrip()) - 1 or error.msg.startswith("Unterminated"):
             what, hint = "The file is truncated: it ends", "Restore it from version control or a checkpoint."
         else:
-            what, hint = f"The file is not valid JSON ({error.msg})", "Look for a merge conflict or a bad edit there."
+            what, hint = (
+                f"The file is not valid JSON ({error.msg})",
+                "Look for a merge conflict or a bad edit there.",
+            )
         raise NotebookReadError(
             f"{what} at line {error.lineno}, column {error.colno}.", path=path, line=error.lineno, hint=hint
         ) from None
@@ -208,7 +211,8 @@ def _cell(index: int, raw: Any, path: Path, *, keep_output_text: bool) -> Cell:
         output_bytes=sum(_size(output) for output in outputs),
         output_text=_output_text(outputs) if keep_output_text else "",
         has_error_output=any(
-            isinstance(output, Mapping) and output.get("output_type") in ("error", "pyerr") for output in outputs
+            isinstance(output, Mapping) and output.get("output_type") in ("error", "pyerr")
+            for output in outputs
         ),
     )
 
@@ -240,7 +244,9 @@ def _output_text(outputs: list[Any]) -> str:
         for mime, value in _mapping(output.get("data")).items():
             if mime.startswith("text/") or mime.endswith("json"):
                 text = _text(value)
-                pieces.append(text if text is not None else json.dumps(value, ensure_ascii=False, default=str))
+                pieces.append(
+                    text if text is not None else json.dumps(value, ensure_ascii=False, default=str)
+                )
         pieces.append(_text(output.get("traceback")) or "")
     return "\n".join(piece for piece in pieces if piece)[:OUTPUT_TEXT_LIMIT]
 
