@@ -1,6 +1,7 @@
 """The notebook and the scripts: what is observed, and what is generated from it."""
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import dagster as dg
@@ -141,14 +142,7 @@ def scripts_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
                 **common,
             ),
         ],
-        config_schema={
-            "force": dg.Field(
-                bool,
-                default_value=False,
-                is_required=False,
-                description="Overwrite scripts that were edited by hand.",
-            )
-        },
+        config_schema=_scripts_config(),
     )
     def scripts(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
         with reported():
@@ -157,6 +151,18 @@ def scripts_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
             )
 
     return scripts
+
+
+@cache
+def _scripts_config() -> dict[str, dg.Field]:
+    # One for all experiments: Dagster takes half a millisecond to make one.
+    force = dg.Field(
+        bool,
+        default_value=False,
+        is_required=False,
+        description="Overwrite scripts that were edited by hand.",
+    )
+    return {"force": force}
 
 
 def generate_scripts(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,20 +45,7 @@ def endpoint_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
                 partitions_def=spec.endpoint_partitions,
             )
         ],
-        config_schema={
-            "model_uri": dg.Field(
-                dg.Noneable(str),
-                default_value=None,
-                is_required=False,
-                description="Another model than the newest: a folder, `models:/name@alias`, `runs:/id`.",
-            ),
-            "weight": dg.Field(
-                int,
-                default_value=config.endpoint.weight,
-                is_required=False,
-                description="Percent of the traffic; below 100 it is the challenger.",
-            ),
-        },
+        config_schema=_deployment_config(config.endpoint.weight),
         required_resource_keys={PROVIDER, TRACKING},
     )
     def endpoint(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
@@ -65,6 +53,25 @@ def endpoint_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
             yield deploy(spec, context)
 
     return endpoint
+
+
+@cache
+def _deployment_config(weight: int) -> dict[str, dg.Field]:
+    # One for all experiments of a weight: Dagster takes half a millisecond to make one.
+    return {
+        "model_uri": dg.Field(
+            dg.Noneable(str),
+            default_value=None,
+            is_required=False,
+            description="Another model than the newest: a folder, `models:/name@alias`, `runs:/id`.",
+        ),
+        "weight": dg.Field(
+            int,
+            default_value=weight,
+            is_required=False,
+            description="Percent of the traffic; below 100 it is the challenger.",
+        ),
+    }
 
 
 def endpoint_name(spec: ExperimentSpec, partition: str | None) -> str:

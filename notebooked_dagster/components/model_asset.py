@@ -18,6 +18,9 @@ from .reporting import folder_size, latest, metadata_value, metric_metadata, plo
 from .spec import PROVIDER, TRACKING, ExperimentSpec
 
 GATE = "metric_gate"
+_SEED = dg.Field(
+    dg.Noneable(int), default_value=None, is_required=False, description="Of the random numbers."
+)
 FINGERPRINT = "training fingerprint"
 
 
@@ -81,9 +84,7 @@ def run_config(spec: ExperimentSpec) -> dict[str, Any]:
             is_required=False,
             description="Where it trains and is served.",
         ),
-        "seed": dg.Field(
-            dg.Noneable(int), default_value=None, is_required=False, description="Of the random numbers."
-        ),
+        "seed": _SEED,
         "only_if_changed": dg.Field(
             bool,
             default_value=False,

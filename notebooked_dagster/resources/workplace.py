@@ -34,8 +34,7 @@ class Workplace:
     @classmethod
     def here(cls) -> Workplace:
         """The project of the working folder, or of ``NOTEBOOKED_PROJECT_ROOT``."""
-        settings = Settings()
-        return _workplace(settings.root, settings.state, settings.scripts, _fingerprint(settings.root))
+        return _workplace(Path.cwd(), _environment(), _stamp(_root(Path.cwd(), _environment())))
 
     @property
     def root(self) -> Path:
@@ -98,17 +97,29 @@ def _revealed(value: Any) -> Any:
     return value.get_secret_value() if isinstance(value, SecretStr) else value
 
 
-def _fingerprint(root: Path) -> tuple[object, ...]:
-    """What the project's configuration is made from: a thousand experiments read it once."""
-    path = root / "config.yaml"
-    facts = path.stat() if path.is_file() else None
-    relevant = tuple(
+def _environment() -> tuple[tuple[str, str], ...]:
+    """What the settings and the configuration are made from: a thousand experiments ask for the same."""
+    return tuple(
         sorted(item for item in os.environ.items() if item[0].startswith(("NOTEBOOKED_", "MLFLOW_")))
     )
-    return (facts.st_mtime_ns, facts.st_size, relevant) if facts is not None else (None, None, relevant)
 
 
 @lru_cache(maxsize=8)
-def _workplace(root: Path, state: Path, scripts: Path, fingerprint: tuple[object, ...]) -> Workplace:
-    settings = Settings(project_root=root, state_dir=state, scripts_dir=scripts)
-    return Workplace(settings, project_or_default(root))
+def _root(folder: Path, environment: tuple[tuple[str, str], ...]) -> Path:
+    return Settings().root
+
+
+def _stamp(root: Path) -> tuple[int, int] | None:
+    try:
+        facts = (root / "config.yaml").stat()
+    except OSError:
+        return None
+    return (facts.st_mtime_ns, facts.st_size)
+
+
+@lru_cache(maxsize=8)
+def _workplace(
+    folder: Path, environment: tuple[tuple[str, str], ...], stamp: tuple[int, int] | None
+) -> Workplace:
+    settings = Settings()
+    return Workplace(settings, project_or_default(settings.root))
