@@ -108,9 +108,10 @@ def model_tables(model: type[BaseModel], title: str) -> Iterator[str]:
         yield f"## `{heading}`\n\n{paragraph(current)}\n"
         yield "| key | type | default | what it means |"
         yield "|---|---|---|---|"
+        described = attribute_texts(current)
         for name, field in current.model_fields.items():
             key = field.alias or name
-            yield f"| `{key}` | {type_text(field.annotation)} | {default_text(field)} | {field.description or ''} |"
+            yield f"| `{key}` | {type_text(field.annotation)} | {default_text(field)} | {field.description or described.get(name, '').replace('``', '`')} |"
             waiting += [(f"{key}", inner) for inner in inner_models(field.annotation)]
         yield ""
 
@@ -148,7 +149,9 @@ def default_text(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=False)
     if value is PydanticUndefined or (field.default_factory is not None):
         return ""
-    return "" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value}`"
+    if isinstance(value, BaseModel) or value in (None, "", ()):
+        return ""
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
 def first_sentence(thing: object) -> str:
@@ -169,7 +172,7 @@ def attribute_texts(thing: type) -> dict[str, str]:
     for line in section.splitlines():
         if line.startswith("    ") and not line.startswith("     "):
             name, _, text = line.strip().partition(": ")
-            found[name] = text
+            found[name.strip("`")] = text
         elif line.strip() and name:
             found[name] += f" {line.strip()}"
     return found

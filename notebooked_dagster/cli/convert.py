@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from notebooked_dagster.errors import ConfigError
-
 from .options import NOTEBOOK, session, shared_options
 
 if TYPE_CHECKING:
-    from notebooked_dagster.codegen import GeneratedScripts
+    from notebooked_dagster.codegen import DriftReport, GeneratedScripts
 
 
 @click.command("convert")
-@click.argument("notebook", type=NOTEBOOK)
+@click.argument("notebook", metavar="NOTEBOOK|EXPERIMENT", type=NOTEBOOK)
 @click.option(
     "-o",
     "--output",
@@ -35,8 +33,8 @@ def convert_command(
     """Generate the scripts of a notebook."""
     from notebooked_dagster.codegen import write_scripts
 
-    scripts = _generated(notebook, model_name, allow_unsupported)
-    folder = output or session().settings().scripts / notebook.stem
+    name, scripts = _generated(notebook, model_name, allow_unsupported)
+    folder = output or session().settings().scripts / name
     report = write_scripts(scripts, folder, force=force)
     data = {
         "notebook": str(notebook),
@@ -71,12 +69,24 @@ def diff_command(
     """Compare what would be generated now, what was generated, and what stands on disk."""
     from notebooked_dagster.codegen import report
 
-    name = notebook.stem
-    if notebook.suffix != ".ipynb" and not notebook.exists():
-        notebook = notebook_of(str(notebook), session().settings().assets)
+    name, scripts = _generated(notebook, model_name, allow_unsupported)
     folder = output or session().settings().scripts / name
-    drift = report(folder, _generated(notebook, model_name, allow_unsupported))
-    session().emit({"folder": str(folder), "drift": _plain(drift)}, lambda: str(drift))
+    drift = report(folder, scripts)
+    patch = drift.cell_patch(scripts.source_map)
+    data = {"folder": str(folder), "drift": _plain(drift), "cell_patch": patch}
+    session().emit(data, lambda: _three_ways(drift, patch))
+
+
+def _three_ways(drift: DriftReport, patch: str) -> str:
+    """Each file's state; for an edited one what the hand and what the notebook changed; last the patch of the cells."""
+    lines = [f"{file.name:28} {file.state.value}" for file in drift.files]
+    for file in drift.drifted:
+        lines += ["", f"== {file.name}: edited by hand", file.edits().rstrip("\n")]
+        if file.state.value == "edited-and-regenerated":
+            lines += ["", f"== {file.name}: changed by the notebook since", file.changes().rstrip("\n")]
+    if patch:
+        lines += ["", "== proposed for the notebook", patch.rstrip("\n")]
+    return "\n".join(lines)
 
 
 @click.command("explain-traceback")
@@ -97,36 +107,38 @@ def explain_traceback_command(file: Any, scripts: Path) -> None:
     session().emit({"text": text}, lambda: text.rstrip("\n"))
 
 
-def notebook_of(experiment: str, assets: Path) -> Path:
-    """The notebook that ``assets/<experiment>/defs.yaml`` names. Raises ConfigError."""
-    import yaml
-
-    path = assets / experiment / "defs.yaml"
-    if not path.exists():
-        raise ConfigError(
-            f"There is no notebook and no experiment {experiment!r}.",
-            path=path,
-            hint="Name a notebook, or an experiment that has a folder in assets/.",
-        )
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return path.parents[2] / Path(document["attributes"]["notebook"])
-    except (yaml.YAMLError, KeyError, TypeError) as problem:
-        raise ConfigError(
-            "The file names no notebook.",
-            path=path,
-            key="attributes.notebook",
-            hint="Add the notebook's path.",
-        ) from problem
-
-
-def _generated(notebook: Path, model_name: str | None, allow_unsupported: bool) -> GeneratedScripts:
+def _generated(
+    notebook: Path, model_name: str | None, allow_unsupported: bool
+) -> tuple[str, GeneratedScripts]:
+    """The scripts of a notebook, or of an experiment with what its declaration says; and the folder's name."""
     from notebooked_dagster.codegen import GenerateOptions, generate
     from notebooked_dagster.notebook.analysis import AnalysisOptions, analyse_path
 
+    name, hyperparameters = notebook.stem, {}
     options = AnalysisOptions(model_name=model_name, allow_unsupported=allow_unsupported)
-    analysis = analyse_path(notebook, options)
-    return generate(analysis, GenerateOptions(model_name=model_name, allow_unsupported=allow_unsupported))
+    if notebook.suffix != ".ipynb" and not notebook.exists():
+        from notebooked_dagster.resources.code_state import analysis_options
+
+        from .project import Project
+
+        spec = Project(session()).experiment(str(notebook))
+        declared = analysis_options(spec.config)
+        options = dataclasses.replace(
+            declared,
+            model_name=model_name or declared.model_name,
+            allow_unsupported=allow_unsupported or declared.allow_unsupported,
+        )
+        name, notebook, hyperparameters = spec.scripts.name, spec.notebook, spec.config.hyperparameters
+    scripts = generate(
+        analyse_path(notebook, options),
+        GenerateOptions(
+            experiment=name,
+            hyperparameters=hyperparameters,
+            model_name=options.model_name,
+            allow_unsupported=options.allow_unsupported,
+        ),
+    )
+    return name, scripts
 
 
 def _plain(value: Any) -> Any:

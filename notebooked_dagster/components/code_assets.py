@@ -6,7 +6,7 @@ from typing import Any
 
 import dagster as dg
 
-from notebooked_dagster.resources.code_state import CodeState, code_state, versions
+from notebooked_dagster.resources.code_state import CodeState, analysis_options, code_state, versions
 
 from .reporting import code_block, findings_table, latest, metadata_value, notebook_preview, reported
 from .spec import ExperimentSpec
@@ -54,7 +54,7 @@ def notebook_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
 
 def observe(spec: ExperimentSpec, context: dg.AssetExecutionContext) -> dg.ObserveResult:
     """Read the notebook, audit it, and report what its code means."""
-    from notebooked_dagster.notebook.analysis import AnalysisOptions, analyse
+    from notebooked_dagster.notebook.analysis import analyse
     from notebooked_dagster.notebook.lint import LintConfig, at_least, lint
     from notebooked_dagster.notebook.model import Severity
     from notebooked_dagster.notebook.reader import read_notebook
@@ -63,7 +63,7 @@ def observe(spec: ExperimentSpec, context: dg.AssetExecutionContext) -> dg.Obser
     notebook = read_notebook(spec.notebook, keep_output_text=spec.config.lint.enabled)
     analysis = analyse(
         notebook,
-        AnalysisOptions(model_name=spec.config.model, allow_unsupported=spec.config.allow_unsupported),
+        analysis_options(spec.config),
     )
     before = context.instance.fetch_observations(spec.key("notebook"), limit=1).records
     stages = metadata_value_of_observation(before[0]) if before else {}
@@ -170,14 +170,12 @@ def generate_scripts(
 ) -> Iterator[dg.MaterializeResult[Any]]:
     """Generate, write, and report each half with its own version."""
     from notebooked_dagster.codegen import GenerateOptions, generate, write_scripts
-    from notebooked_dagster.notebook.analysis import AnalysisOptions, analyse_path
+    from notebooked_dagster.notebook.analysis import analyse_path
 
     config = spec.config
     state = code_state(spec.notebook, config, spec.place.state)
     found = versions(state, config)
-    analysis = analyse_path(
-        spec.notebook, AnalysisOptions(model_name=config.model, allow_unsupported=config.allow_unsupported)
-    )
+    analysis = analyse_path(spec.notebook, analysis_options(config))
     made = generate(
         analysis,
         GenerateOptions(
@@ -210,7 +208,7 @@ def generate_scripts(
         else "generated for the first time",
     )
     if changed:
-        context.instance.add_run_tags(context.run_id, {"notebooked/changed": ",".join(changed)})
+        context.instance.add_run_tags(context.run.run_id, {"notebooked/changed": ",".join(changed)})
     for part, (version, names) in halves.items():
         if spec.key(part) not in context.selected_asset_keys:
             continue

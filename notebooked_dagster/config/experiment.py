@@ -192,6 +192,8 @@ class ExperimentConfig(Strict):
         memory_limit: Bytes a training may use; with a suffix ``512M``, ``4G``.
         own_environment: Train in a fresh virtual environment made from the generated requirements.
         allow_unsupported: Leave out cells that production cannot promise (``%%bash``) instead of refusing them.
+        tag_prefix: A prefix that marks our cell tags (``nb:``); tags without it count too.
+        extra_tags: Words of your own and the tag each stands for (``{fit: train}``).
         schedule: Cron, or ``{cron, timezone, running}``.
         metric_gate: What a model has to reach, one gate or a list.
         endpoint: Name, or settings; ``false`` serves nothing.
@@ -222,6 +224,8 @@ class ExperimentConfig(Strict):
     memory_limit: int | None = Field(default=None, gt=0)
     own_environment: bool = False
     allow_unsupported: bool = False
+    tag_prefix: str = ""
+    extra_tags: dict[str, str] = Field(default_factory=dict)
     schedule: ScheduleConfig | None = None
     metric_gate: tuple[MetricGate, ...] = ()
     endpoint: EndpointConfig = EndpointConfig()

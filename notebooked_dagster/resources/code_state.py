@@ -6,12 +6,16 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import orjson
 
 from notebooked_dagster.config import ExperimentConfig
 from notebooked_dagster.core.files import write_atomic
 from notebooked_dagster.errors import NotebookReadError
+
+if TYPE_CHECKING:
+    from notebooked_dagster.notebook.analysis import AnalysisOptions
 
 _FORMAT = 1
 _TRAINING = ("preprocess", "model", "train")
@@ -79,16 +83,14 @@ def code_state(path: Path, config: ExperimentConfig, state: Path) -> CodeState:
         NotebookError: The notebook cannot be used.
     """
     stamp = stamp_of(path)
-    options = (config.model, config.allow_unsupported)
+    options = (config.model, config.allow_unsupported, config.tag_prefix, sorted(config.extra_tags.items()))
     cache = state / "cache" / "code" / f"{_digest([_FORMAT, str(path), *options], 24)}.json"
     known = _cached(cache, path, stamp)
     if known is not None:
         return known
-    from notebooked_dagster.notebook.analysis import AnalysisOptions, analyse_path
+    from notebooked_dagster.notebook.analysis import analyse_path
 
-    analysis = analyse_path(
-        path, AnalysisOptions(model_name=config.model, allow_unsupported=config.allow_unsupported)
-    )
+    analysis = analyse_path(path, analysis_options(config))
     found = CodeState(
         path=path,
         stamp=stamp,
@@ -104,6 +106,18 @@ def code_state(path: Path, config: ExperimentConfig, state: Path) -> CodeState:
         ),
     )
     return found
+
+
+def analysis_options(config: ExperimentConfig) -> AnalysisOptions:
+    """What a declaration tells the analysis."""
+    from notebooked_dagster.notebook.analysis import AnalysisOptions
+
+    return AnalysisOptions(
+        tag_prefix=config.tag_prefix,
+        extra_tags=tuple(sorted(config.extra_tags.items())),
+        model_name=config.model,
+        allow_unsupported=config.allow_unsupported,
+    )
 
 
 def versions(state: CodeState, config: ExperimentConfig) -> Versions:

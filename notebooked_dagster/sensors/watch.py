@@ -42,7 +42,13 @@ class Watched:
     @cached_property
     def stamp_of_declaration(self) -> str:
         """Changes when the declaration changes what is generated."""
-        told = [self.config.hyperparameters, self.config.model, self.config.allow_unsupported, str(self.path)]
+        told: list[Any] = [
+            self.config.hyperparameters,
+            self.config.model,
+            self.config.allow_unsupported,
+            str(self.path),
+        ]
+        told += [self.config.tag_prefix, sorted(self.config.extra_tags.items())]
         return hashlib.sha256(orjson.dumps(told, default=str, option=orjson.OPT_SORT_KEYS)).hexdigest()[:12]
 
 
