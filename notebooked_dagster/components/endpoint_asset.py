@@ -97,10 +97,10 @@ def deploy(spec: ExperimentSpec, context: dg.AssetExecutionContext) -> dg.Materi
     metrics = metadata_value(newest, "metrics") or {}
     if asked["model_uri"] is None:
         _check_gate(spec, metrics, providers, provider_name)
-    experiment = experiment_of(spec, {}, tracking.address, partition, run_id=context.run_id)
+    experiment = experiment_of(spec, {}, tracking.address, partition, run_id=context.run.run_id)
     labels = {
         "experiment": spec.name,
-        "dagster_run": context.run_id,
+        "dagster_run": context.run.run_id,
         "metrics": json.dumps(metrics),
         **{
             name: str(value)

@@ -107,7 +107,7 @@ def train(spec: ExperimentSpec, context: dg.AssetExecutionContext) -> dg.Materia
     tracking: TrackingResource = getattr(context.resources, TRACKING)
     provider = providers.get(asked["provider"])
     experiment = experiment_of(
-        spec, asked, tracking.address, partition, run_id=context.run_id, attempt=context.retry_number
+        spec, asked, tracking.address, partition, run_id=context.run.run_id, attempt=context.retry_number
     )
     fingerprint = training_fingerprint(spec, experiment, asked["provider"])
     if asked["only_if_changed"]:

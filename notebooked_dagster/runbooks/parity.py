@@ -149,6 +149,9 @@ def run_notebook(
         )
     )
     document.cells = cells
+    # Our cells have ids, which nbformat knows from 4.5 on.
+    document.nbformat_minor = max(document.nbformat_minor, 5)
+    _, document = nbformat.validator.normalize(document)
     source, executed = work / "notebook.ipynb", work / "executed.ipynb"
     nbformat.write(document, source)
     started = time.monotonic()

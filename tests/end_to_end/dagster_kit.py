@@ -30,6 +30,7 @@ CELLS = (
     ("code", ("train",), "model = LogisticRegression(C=C, max_iter=200)\nmodel.fit(X_train, y_train)"),
     ("code", ("train",), "accuracy = model.score(X_test, y_test)\nprint(accuracy)"),
     ("code", ("inference",), "def predict(rows):\n    return model.predict(rows)"),
+    ("code", (), "predict(X_test[:3])"),
 )
 
 
