@@ -216,3 +216,9 @@ def test_a_missing_and_a_binary_file(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_bytes(b"name: \xff\xfe")
     with pytest.raises(ConfigError, match="not UTF-8"):
         load_project(tmp_path / "config.yaml", {})
+
+
+def test_the_example_is_valid(tmp_path: Path) -> None:
+    example = Path(__file__).parents[3] / "config.yaml.example"
+    (experiment,) = load(tmp_path, example.read_text(encoding="utf-8")).experiments
+    assert experiment.owners == ("team:data-science",)
