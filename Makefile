@@ -30,7 +30,8 @@ demo: $(VENV)/.demo ## Set everything up, train and deploy a sample experiment, 
 
 test: $(VENV)/.dev $(VENV)/.torch $(VENV)/.browser ## Set everything up and pass all tests
 	@$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	# Most tests wait for processes of their own, so one worker more than cores.
+	$(BIN)/python -m pytest -n 3 --dist loadfile $(PYTEST_ARGS)
 
 check: $(VENV)/.dev ## Format, lint, types, who imports whom
 	@$(BIN)/ruff format --check .

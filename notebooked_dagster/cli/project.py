@@ -85,15 +85,18 @@ class Project:
 
 
 def run_assets(
-    project: Project, spec: ExperimentSpec, parts: Sequence[str], config: Mapping[str, Any]
+    project: Project,
+    job_name: str,
+    config: Mapping[str, Any],
+    only: Sequence[dg.AssetKey] | None = None,
 ) -> str:
-    """Materialize some of an experiment's assets in this process, as a run of its job that the UI shows.
+    """Execute a job of the project in this process, as a run that the UI shows.
 
     Args:
         project: The project.
-        spec: The experiment.
-        parts: Asset names (``training_code``, ``model``, …).
+        job_name: ``<experiment>_train_job`` and the like.
         config: Run config by op name.
+        only: Assets to materialize; all of the job where None.
 
     Returns:
         The run's id.
@@ -103,28 +106,22 @@ def run_assets(
     """
     from notebooked_dagster.definitions import project_definitions
 
-    job = project_definitions(project.place).resolve_job_def(_job(spec, parts))
-    quiet = project.session.verbose == 0
+    job = project_definitions(project.place).resolve_job_def(job_name)
+    # Dagster tells a failure with its own stack; ours is told once, at the end, in the user's terms.
+    level = ("CRITICAL", "INFO", "DEBUG")[min(project.session.verbose, 2)]
     with project.instance() as instance, redirect_stdout(sys.stderr):
         result = job.execute_in_process(
             run_config={
                 "ops": {name: {"config": dict(values)} for name, values in config.items() if values},
-                "loggers": {"console": {"config": {"log_level": "INFO" if quiet else "DEBUG"}}},
+                "loggers": {"console": {"config": {"log_level": level}}},
             },
             instance=instance,
-            tags={"notebooked/command": " ".join(parts)},
             raise_on_error=False,
-            asset_selection=[spec.key(part) for part in parts],
+            asset_selection=list(only) if only is not None else None,
         )
     if not result.success:
         raise _failure([event for event in result.all_events if event.is_step_failure])
     return str(result.run_id)
-
-
-def _job(spec: ExperimentSpec, parts: Sequence[str]) -> str:
-    """The job whose run this is; an endpoint that does not deploy by itself is in Dagster's own job of all assets."""
-    automatic = spec.config.endpoint.enabled and spec.config.endpoint.auto_deploy
-    return "__ASSET_JOB" if "endpoint" in parts and not automatic else f"{spec.name}_job"
 
 
 def _failure(events: Sequence[dg.DagsterEvent]) -> NotebookedError:

@@ -13,8 +13,24 @@ load_from:
       location_name: notebooked_dagster
 """,
     "dagster.yaml": """\
-# The Dagster instance, where DAGSTER_HOME is this folder. Storage is SQLite beside this file.
+# The Dagster instance; DAGSTER_HOME is this folder. Paths are relative to the folder a command is started in: start
+# commands here, and everything Dagster keeps is under .notebooked/dagster.
+storage:
+  sqlite:
+    base_dir: .notebooked/dagster
+local_artifact_storage:
+  module: dagster._core.storage.root
+  class: LocalArtifactStorage
+  config:
+    base_dir: .notebooked/dagster
+compute_logs:
+  module: dagster._core.storage.local_compute_log_manager
+  class: LocalComputeLogManager
+  config:
+    base_dir: .notebooked/dagster/logs
 telemetry:
+  enabled: false
+nux:
   enabled: false
 """,
     "README.md": """\
@@ -26,6 +42,10 @@ telemetry:
     dagster dev -w workspace.yaml     # the UI, http://localhost:3000
     notebooked lint notebooks         # the audit
     notebooked inspect <notebook>     # how a notebook is understood
+    notebooked train <experiment>     # scripts and model
+    notebooked deploy <experiment>    # a live endpoint
+    notebooked predict <experiment>   # ask it
+    notebooked status
 """,
     ".gitignore": """\
 .notebooked/

@@ -52,10 +52,12 @@ def train_command(
     if only_if_changed:
         config["only_if_changed"] = True
     ops = {f"{spec.name}__model": config}
+    job = f"{spec.name}_train_job"
     if not wait:
-        _submit(project, f"{spec.name}_job", ops)
+        _submit(project, job, ops)
         return
-    run_id = run_assets(project, spec, ["notebook", "training_code", "inference_code", "model"], ops)
+    session().note(f"Training {spec.config.name} …")
+    run_id = run_assets(project, job, ops)
     facts = _facts(project, spec, "model")
     data = {"run_id": run_id, "experiment": spec.config.name, **facts}
 
@@ -86,7 +88,11 @@ def deploy_command(experiment: str, model_uri: str | None, weight: int | None) -
         )
     given = {"model_uri": model_uri, "weight": weight}
     config = {name: value for name, value in given.items() if value is not None}
-    run_id = run_assets(project, spec, ["endpoint"], {f"{spec.name}__endpoint": config})
+    automatic = spec.config.endpoint.auto_deploy
+    # An endpoint that nothing deploys by itself is in no job of ours, but in Dagster's own of all assets.
+    job = f"{spec.name}_job" if automatic else "__ASSET_JOB"
+    session().note(f"Deploying {spec.config.name} …")
+    run_id = run_assets(project, job, {f"{spec.name}__endpoint": config}, [spec.key("endpoint")])
     live = project.provider(spec.config.provider).endpoint(spec.config.endpoint_name)
     data = {"run_id": run_id, "endpoint": live.name, "url": live.url, "status": live.status.value}
     session().emit(data, lambda: f"{live.name} serves at {live.url} ({live.status.value}).\nrun  {run_id}")

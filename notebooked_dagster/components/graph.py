@@ -24,7 +24,7 @@ def experiment_definitions(spec: ExperimentSpec) -> dg.Definitions:
     assets: list[Any] = [notebook_asset(spec), scripts_asset(spec), model_asset(spec)]
     checks: list[Any] = []
     job = experiment_job(spec)
-    jobs = [job]
+    jobs = [job, training_job(spec)]
     if config.endpoint.enabled:
         assets.append(endpoint_asset(spec))
         checks.append(endpoint_checks(spec))
@@ -62,6 +62,21 @@ def experiment_job(spec: ExperimentSpec) -> Any:
         executor_def=dg.in_process_executor
         if spec.config.executor == "in_process"
         else dg.multiprocess_executor,
+    )
+
+
+def training_job(spec: ExperimentSpec) -> Any:
+    """``<name>_train_job``: up to the model, and nothing is deployed."""
+    parts = ("notebook", "training_code", "inference_code", "model")
+    chosen: dg.AssetSelection = dg.AssetSelection.assets(*(spec.key(part) for part in parts))
+    if spec.config.parity.enabled:
+        chosen = chosen - dg.AssetSelection.checks(dg.AssetCheckKey(spec.key("model"), "parity"))
+    return dg.define_asset_job(
+        f"{spec.name}_train_job",
+        selection=chosen,
+        description=f"Notebook, scripts and model of {spec.config.name}; deploys nothing.",
+        tags=spec.tags,
+        executor_def=dg.in_process_executor,
     )
 
 
