@@ -1,0 +1,126 @@
+"""A person with an empty folder: a project, a model, an endpoint, and what goes wrong on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+BIN = Path(sys.executable).parent
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def notebooked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
+    """The command in a project that ``init`` made; what it deployed is gone at the end."""
+    folder = tmp_path_factory.mktemp("person")
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("NOTEBOOKED_", "DAGSTER_", "MLFLOW_", "SM_"))
+    }
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(BIN / "notebooked"), *words],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+
+    made = run("init", ".")
+    assert made.returncode == 0, made.stderr
+    run.folder = folder  # type: ignore[attr-defined]
+    yield run
+    run("delete-endpoint", "--all", "--yes")
+
+
+def test_from_an_empty_folder_to_a_prediction_and_back(notebooked: Command) -> None:
+    trained = notebooked("--json", "train", "sample")
+    assert trained.returncode == 0, trained.stderr
+    facts = json.loads(trained.stdout)
+    assert facts["metrics"]["accuracy"] > 0.8
+    assert Path(facts["model_uri"]).is_dir()
+
+    deployed = notebooked("deploy", "sample")
+    assert deployed.returncode == 0, deployed.stderr
+    answer = notebooked("predict", "sample")
+    assert set(json.loads(answer.stdout)) == {"predictions"}
+
+    again = notebooked("--json", "train", "sample", "--only-if-changed")
+    assert json.loads(again.stdout)["job"] == facts["job"]
+
+    assert notebooked("deploy", "sample").returncode == 0
+    back = notebooked("--json", "rollback", "sample")
+    roles = {item["role"]: item["version"] for item in json.loads(back.stdout)["deployments"]}
+    assert roles["champion"] == "1"
+
+    status = json.loads(notebooked("--json", "status", "sample").stdout)[0]
+    assert status["stale"] == []
+    assert status["endpoint"]["status"] == "healthy"
+
+
+def test_a_training_that_raises_names_the_cell_and_keeps_what_is_served(notebooked: Command) -> None:
+    path = notebooked.folder / "notebooks" / "sample.ipynb"  # type: ignore[attr-defined]
+    original = path.read_text(encoding="utf-8")
+    document = json.loads(original)
+    number, cell = next(
+        (number, cell)
+        for number, cell in enumerate(document["cells"], 1)
+        if cell["cell_type"] == "code" and ".fit(" in "".join(cell["source"])
+    )
+    source = "".join(cell["source"]).replace(".fit(", ".fit(1 / 0, ", 1)
+    line = next(index for index, text in enumerate(source.split("\n"), 1) if "1 / 0" in text)
+    cell["source"] = source
+    path.write_text(json.dumps(document), encoding="utf-8")
+    try:
+        failed = notebooked("train", "sample")
+    finally:
+        path.write_text(original, encoding="utf-8")
+    assert failed.returncode == 1
+    assert f"cell {number}, line {line}" in failed.stderr
+    assert "ZeroDivisionError" in failed.stderr
+    assert "dagster._core" not in failed.stderr
+    assert notebooked("predict", "sample").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("train", "sampel"), 1, "Did you mean sample?"),
+        (("predict", "nothing"), 2, "There is no endpoint 'nothing'"),
+        (("predict", "sample", "--data", "{"), 1, "is not JSON"),
+        (("predict", "sample", "--data", '{"inputs": [["a"]]}'), 1, "columns"),
+        (("train", "sample", "--set", "nope=3"), 1, "nope"),
+        (("deploy", "sample", "--model-uri", "nowhere"), 2, "nowhere"),
+    ],
+)
+def test_a_wrong_word_gets_one_clear_message(
+    notebooked: Command, words: tuple[str, ...], code: int, said: str
+) -> None:
+    finished = notebooked(*words)
+    assert finished.returncode == code, finished.stderr
+    assert said in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_a_hand_on_a_script_is_never_lost(notebooked: Command) -> None:
+    script = notebooked.folder / "scripts" / "sample" / "train.py"  # type: ignore[attr-defined]
+    generated = script.read_text(encoding="utf-8")
+    script.write_text(generated + "# mine\n", encoding="utf-8")
+    refused = notebooked("convert", "sample")
+    assert refused.returncode == 1
+    assert "edited by hand" in refused.stderr
+    assert script.read_text(encoding="utf-8").endswith("# mine\n")
+    assert "# mine" in notebooked("diff", "sample").stdout
+    assert notebooked("convert", "sample", "--force").returncode == 0
+    assert script.read_text(encoding="utf-8") == generated
