@@ -6,6 +6,8 @@ working folder, or of ``NOTEBOOKED_PROJECT_ROOT``.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import sys
 import warnings
 from collections.abc import Iterator
@@ -43,6 +45,23 @@ def project_definitions(place: Workplace) -> dg.Definitions:
         ConfigError: A declaration is wrong. As everywhere in Dagster, one wrong file stops the code location; while
             ``dagster dev`` runs, the UI goes on with what was loaded before.
     """
+    with _no_collections():
+        return _built(place)
+
+
+@contextlib.contextmanager
+def _no_collections() -> Iterator[None]:
+    """Nothing that is built here is garbage; the collector would walk all of it again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _built(place: Workplace) -> dg.Definitions:
     declared, loaded = _declared(place)
     listed = _listed_only_in_config(place, declared)
     experiments = [*declared, *listed]
