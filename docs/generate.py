@@ -78,13 +78,13 @@ def cli_page() -> str:
     """Every command with its options."""
     from notebooked_dagster.cli import main
 
-    context = click.Context(main, info_name="notebooked")
+    context = click.Context(main, info_name="notebooked", terminal_width=100)
     parts = ["# The `notebooked` command\n", "```text", main.get_help(context), "```"]
     for name in main.list_commands(context):
         command = main.get_command(context, name)
         if command is None or command.hidden:
             continue
-        inner = click.Context(command, info_name=name, parent=context)
+        inner = click.Context(command, info_name=name, parent=context, terminal_width=100)
         parts += [f"\n## `notebooked {name}`\n", "```text", command.get_help(inner), "```"]
     return "\n".join(parts)
 
