@@ -11,7 +11,6 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from notebooked_dagster.notebook.model import Finding, Severity, Statement
@@ -58,6 +57,8 @@ def requirements_for(
     own: dict[str, str] = {}
     findings: list[Finding] = []
     for text in pinned:
+        from packaging.requirements import InvalidRequirement, Requirement
+
         try:
             requirement = Requirement(text)
         except InvalidRequirement:
@@ -120,13 +121,16 @@ def _beside(module: str, folder: Path | None) -> Path | None:
 
 
 def _distribution(module: str) -> tuple[str, str | None]:
+    # Most modules have the name of their distribution; looking into all that is installed takes a tenth of a second.
+    name = _ALIASES.get(module, module)
+    version = _version(name)
+    if version is not None:
+        return name, version
     names = _by_module().get(module)
     if not names:
-        name = _ALIASES.get(module, module)
-        return name, _version(name)
-    wanted = canonicalize_name(_ALIASES.get(module, module))
-    name = min(names, key=lambda item: (canonicalize_name(item) != wanted, "stubs" in item, item))
-    return name, _version(name)
+        return name, None
+    chosen = min(names, key=lambda item: ("stubs" in item, item))
+    return chosen, _version(chosen)
 
 
 @cache
