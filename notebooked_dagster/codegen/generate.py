@@ -310,6 +310,7 @@ class _Generation:
         example = _example(self.prediction)
         read = _reads([*plan.training, *plan.train.statements, *plan.evaluate.statements])
         read |= self.prediction.example_needs
+        read |= _named_in_formulas([*self.statements, *self.constants], plan.shared_names())
         from_preprocess = sorted(
             (set(plan.shared_names()) & read | {plan.preprocess.name}) - set(_future_names(plan.imports))
         )
@@ -518,6 +519,19 @@ def _reads(statements: Iterable[Statement]) -> set[str]:
     return {
         name for statement in statements for name in statement.uses | statement.deferred | statement.mutates
     }
+
+
+def _named_in_formulas(statements: Iterable[Statement], names: Iterable[str]) -> set[str]:
+    """Names that a formula (``"y ~ scaled(x)"``) or a query (``"a > @limit"``) looks up where it is evaluated."""
+    texts = [
+        node.value
+        for statement in statements
+        if "~" in statement.text or "@" in statement.text
+        for node in ast.walk(statement.node)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    words = {word for text in texts for word in re.findall(r"[A-Za-z_]\w*", text)}
+    return words.intersection(names)
 
 
 def _unrepeated(imports: Iterable[Statement]) -> list[Statement]:
