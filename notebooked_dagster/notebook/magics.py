@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import ast
 import re
-import shlex
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .installs import installed
+from .interactive import without_ipython
 from .model import Cell, CellCode, Removal
 from .python2 import to_python3
 
@@ -25,9 +25,8 @@ _UNWRAPPED_CELLS = frozenset(
 # Cell magics that only show something.
 _SHOWN_CELLS = frozenset({"html", "HTML", "javascript", "js", "latex", "markdown", "svg", "SVG", "mermaid"})
 _UNWRAPPED_LINES = frozenset({"time", "timeit", "prun", "memit", "lprun", "mprun"})
-_INSTALLERS = re.compile(
-    r"^(?:sudo\s+)?(?:[\w./{}]*python[\d.]*\s+-m\s+)?(?:pip3?|uv\s+pip|conda|mamba)\s+install\b(?P<rest>.*)$"
-)
+# The options of these magics that take a value; all others stand alone.
+_VALUED = {"timeit": "nrp", "prun": "DlsT", "lprun": "fmDTu", "mprun": "fT", "memit": "rti"}
 _ASSIGNED_SHELL = re.compile(
     r"^(?P<indent>\s*)(?P<target>[A-Za-z_][\w., \[\]'\"]*?)\s*=\s*(?P<mark>[!%])(?!=)(?P<rest>.*)$"
 )
@@ -38,26 +37,9 @@ _SHELL = re.compile(r"^(?P<indent>\s*)!{1,2}(?P<rest>.*)$")
 _AUTOMAGIC = re.compile(
     r"^\s*(?:(?:pip3?|conda|mamba)\s+install\s|(?:ls|ll|cat|head|tail|mkdir|rmdir|rm|cp|mv|less|more|man|cd|pwd)(?:\s+[-\w./*~{\"'$][^=()]*)?$)"
 )
+_CAPTURED = "__import__('types').SimpleNamespace(stdout='', stderr='', outputs=[], show=lambda: None)"
 _PYLAB = "import numpy; import numpy as np; import matplotlib.pyplot as plt; from pylab import *"
 _PROMPT = re.compile(r"^(\s*)(?:>>> ?|\.\.\. ?|In \[\d+\]: ?|\s*\.{3,}: )")
-_OPTIONS_WITH_VALUE = frozenset(
-    {
-        "-r",
-        "-c",
-        "-e",
-        "-i",
-        "-f",
-        "-t",
-        "-n",
-        "-p",
-        "--index-url",
-        "--extra-index-url",
-        "--find-links",
-        "--target",
-        "--name",
-        "--channel",
-    }
-)
 
 
 @dataclass(slots=True)
@@ -90,6 +72,8 @@ def to_python(cell: Cell, *, path: Path | None = None) -> CellCode:
     # A no-break space is what a web page or a word processor puts where a space was meant.
     source = cell.source.replace("\u00a0", " ") if "\u00a0" in cell.source else cell.source
     tree, error = _parsed(cell.source)
+    if tree is not None and cell.source.lstrip().startswith("In [") and _PROMPT.match(cell.source.lstrip()):
+        tree = None  # a prompt, though `In [3]: x = 1` is an annotated assignment as well
     if tree is not None:
         source = cell.source
     elif source != cell.source:
@@ -100,14 +84,16 @@ def to_python(cell: Cell, *, path: Path | None = None) -> CellCode:
         tree, error = _parsed(source)
     if tree is None:
         transformed = _transformed_by_ipython(source)
-        if transformed is not None:
-            source = transformed
-            tree, error = _parsed(source)
+        understood = _parsed(transformed)[0] if transformed is not None else None
+        if transformed is not None and understood is not None:
+            source, tree, error = transformed, understood, None
     if tree is None:
         source, tree, error = _from_python2(work, source, error)
     awaits = tree is not None and _awaits(tree)
     if tree is not None and ("get_ipython" in source or "display" in source):
-        source, tree = _without_ipython(work, source, tree)
+        text = without_ipython(work, source, tree)
+        left = _parsed(text)[0] if text != source else None
+        source, tree = (text, left) if left is not None else (source, tree)
     return CellCode(
         cell=cell,
         source=source,
@@ -167,8 +153,11 @@ def _cell_magic(work: _Work, first: int, head: str) -> str:
         )
         work.lines = [*blank, *body]
         # `%%timeit setup` runs the rest of its line first.
-        if name == "timeit" and (statement := re.sub(r"^(?:\s*-\w+(?:\s*\d+)?)*\s*", "", arguments)):
+        if name == "timeit" and (statement := _without_options(name, arguments.strip())):
             work.lines[first] = statement
+        if name == "capture" and (kept := re.search(r"(?<!\S)[A-Za-z_]\w*(?!\S)", arguments)):
+            # The name of what was captured is read later on.
+            work.lines[first] = f"{kept[0]} = {_CAPTURED}"
         return _plain_body(work, first + 1)
     if name in _SHOWN_CELLS:
         work.remove(first + 1, head, f"`%%{name}` only shows something.", "magic-dropped")
@@ -199,7 +188,9 @@ def _plain_body(work: _Work, start: int) -> str:
 
 def _lines(work: _Work, start: int) -> str:
     lines = work.lines
-    if any(_PROMPT.match(line) for line in lines):
+    # As IPython does: prompts were pasted where the cell begins with one; elsewhere they stand in a docstring.
+    first = next((line for line in lines[start:] if line.strip()), "")
+    if _PROMPT.match(first):
         lines = work.lines = [_PROMPT.sub(r"\1", line) for line in lines]
         if _parsed("\n".join(lines))[0] is not None:
             return "\n".join(lines)
@@ -233,20 +224,21 @@ def _foreign(line: str) -> bool:
 def _continued_lines(lines: list[str]) -> frozenset[int]:
     """Lines that begin inside a string or a bracket: nothing in them is a magic, whatever they start with."""
     inside: set[int] = set()
-    quote, depth = "", 0
+    quote, depth, continued, foreign = "", 0, False, False
     for number, line in enumerate(lines):
-        if quote or depth > 0:
+        if quote or depth > 0 or continued:
             inside.add(number)
-        elif _foreign(line):
-            # A magic's line is no Python: its quotes and brackets open nothing.
+        elif foreign or _foreign(line):
+            # A magic's line, and what a backslash joins to it, is no Python: its quotes and brackets open nothing.
+            foreign = line.rstrip().endswith("\\")
             continue
-        quote, depth = _after(line, quote, depth)
+        quote, depth, continued = _after(line, quote, depth)
     return frozenset(inside)
 
 
-def _after(line: str, quote: str, depth: int) -> tuple[str, int]:
-    """The open triple quote and bracket depth behind a line."""
-    position = 0
+def _after(line: str, quote: str, depth: int) -> tuple[str, int, bool]:
+    """The open quote and bracket depth behind a line, and whether a backslash continues it."""
+    position, continued = 0, line.endswith("\\")
     while position < len(line):
         rest = line[position:]
         if quote:
@@ -259,6 +251,7 @@ def _after(line: str, quote: str, depth: int) -> tuple[str, int]:
                 position += 1
             continue
         if rest.startswith("#"):
+            continued = False
             break
         if rest.startswith(('"""', "'''")):
             quote = rest[:3]
@@ -272,7 +265,7 @@ def _after(line: str, quote: str, depth: int) -> tuple[str, int]:
     # A string in single quotes ends with its line, unless a backslash continues it.
     if len(quote) == 1 and not line.endswith("\\"):
         quote = ""
-    return quote, max(depth, 0)
+    return quote, max(depth, 0), continued
 
 
 def _replacement(work: _Work, number: int, line: str) -> str:
@@ -292,9 +285,11 @@ def _replacement(work: _Work, number: int, line: str) -> str:
     return _shell(work, number, line, line.strip())
 
 
-def _without_options(statement: str) -> str:
+def _without_options(magic: str, statement: str) -> str:
     """The statement behind the options of ``%timeit`` and its like (``-n 10 -o``)."""
-    return re.sub(r"^(?:-\w+(?:\s*\d+)?\s+)*", "", statement)
+    valued = _VALUED.get(magic)
+    single = rf"|-[{valued}]\s*\S+|-[A-Za-z]+" if valued else ""
+    return re.sub(rf"^(?:(?:--[A-Za-z][\w-]*{single})(?:\s+|$))*", "", statement)
 
 
 def _assigned(work: _Work, number: int, line: str, match: re.Match[str]) -> str:
@@ -303,7 +298,7 @@ def _assigned(work: _Work, number: int, line: str, match: re.Match[str]) -> str:
         name, _, statement = rest.partition(" ")
         if name in _UNWRAPPED_LINES and statement:
             work.remove(number, line, f"`%{name}` only measures.", "magic-unwrapped")
-            return f"{match['indent']}{match['target']} = {_without_options(statement)}"
+            return f"{match['indent']}{match['target']} = {_without_options(name, statement.strip())}"
         if name == "pwd":
             work.remove(number, line, "`%pwd` is the working folder.", "magic-replaced")
             return f"{match['indent']}{match['target']} = __import__('os').getcwd()"
@@ -313,9 +308,7 @@ def _assigned(work: _Work, number: int, line: str, match: re.Match[str]) -> str:
 
 
 def _shell(work: _Work, number: int, line: str, command: str) -> str:
-    installer = _INSTALLERS.match(command)
-    if installer:
-        wanted = list(requirements_of(installer["rest"]))
+    if (wanted := installed(command)) is not None:
         work.requirements += wanted
         work.remove(number, line, "Packages are installed from the requirements.", "install-to-requirements")
     else:
@@ -326,7 +319,7 @@ def _shell(work: _Work, number: int, line: str, command: str) -> str:
 def _line_magic(work: _Work, number: int, line: str, match: re.Match[str]) -> str:
     name, rest = match["name"], match["rest"].strip()
     if name in _UNWRAPPED_LINES:
-        statement = _without_options(rest)
+        statement = _without_options(name, rest)
         work.remove(number, line, f"`%{name}` only measures.", "magic-unwrapped")
         return f"{match['indent']}{statement or 'pass'}"
     if name in ("pip", "conda", "mamba", "uv"):
@@ -334,7 +327,10 @@ def _line_magic(work: _Work, number: int, line: str, match: re.Match[str]) -> st
     if name in ("env", "set_env") and "=" in rest.split("#")[0]:
         key, _, value = rest.partition("=")
         work.remove(number, line, f"`%{name}` becomes an assignment to os.environ.", "magic-replaced")
-        return f"{match['indent']}__import__('os').environ[{key.strip()!r}] = {value.strip()!r}"
+        # IPython puts a variable's value where its name stands in braces or behind a dollar.
+        variable = re.fullmatch(r"\{([A-Za-z_]\w*)\}|\$([A-Za-z_]\w*)", value.strip())
+        text = f"str({variable[1] or variable[2]})" if variable else repr(value.strip())
+        return f"{match['indent']}__import__('os').environ[{key.strip()!r}] = {text}"
     if name == "pylab":
         work.remove(number, line, "`%pylab` becomes the imports that it makes.", "magic-replaced")
         return f"{match['indent']}{_PYLAB}"
@@ -349,26 +345,6 @@ def _nothing(line: str) -> str:
     """A statement that does nothing where a block may need one, an empty line elsewhere."""
     indent = line[: len(line) - len(line.lstrip())]
     return f"{indent}pass" if indent else ""
-
-
-def requirements_of(arguments: str) -> Iterator[str]:
-    """The packages that an install command's arguments name, as PEP 508 strings where they are."""
-    try:
-        words = shlex.split(arguments, comments=True)
-    except ValueError:
-        words = arguments.split()
-    skip = False
-    for word in words:
-        if skip:
-            skip = False
-        elif word in _OPTIONS_WITH_VALUE:
-            skip = True
-        elif word in ("&&", ";", "|", "||", ">", "2>&1", "&"):
-            return
-        elif word.startswith(("-", ">", "2>", "{", "$")) or not word.strip():
-            continue
-        elif re.match(r"^(?:git\+|https?:)", word) or re.match(r"^[A-Za-z0-9][\w.-]*(?:\[[\w,.-]+\])?", word):
-            yield word
 
 
 def _from_python2(
@@ -394,56 +370,14 @@ def _transformed_by_ipython(source: str) -> str | None:
     lines = source.split("\n")
     blank = next((number for number, line in enumerate(lines) if line.strip()), len(lines))
     body = "\n".join(lines[blank:])
+    if not body:
+        return None
     try:
-        transformed: str = TransformerManager().transform_cell(body)  # type: ignore[no-untyped-call]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            transformed: str = TransformerManager().transform_cell(body)  # type: ignore[no-untyped-call]
     except Exception:  # IPython raises whatever its tokenizer does; the cell then stays as it is
         return None
     if not body.endswith("\n"):
         transformed = transformed.removesuffix("\n")
     return "\n" * blank + transformed if transformed.count("\n") == body.count("\n") else None
-
-
-def _without_ipython(work: _Work, source: str, tree: ast.Module) -> tuple[str, ast.Module]:
-    """Statements that only call IPython become ``pass``; ``display(x)`` shows and does no more."""
-    lines = source.split("\n")
-    imported = any(
-        isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == "display" for node in ast.walk(tree)
-    )
-    changed = False
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Call):
-            continue
-        name = _called(node.value)
-        if name.startswith("get_ipython") or (
-            name in ("display", "display.display", "IPython.display.display") and not imported
-        ):
-            if node.end_lineno is None or lines[node.lineno - 1][: node.col_offset].strip():
-                continue
-            rule = "display-dropped" if "display" in name else "magic-dropped"
-            work.remove(node.lineno, lines[node.lineno - 1], f"`{name}` only works in a notebook.", rule)
-            rest = lines[node.end_lineno - 1].encode()[node.end_col_offset or 0 :].decode()
-            lines[node.lineno - 1] = f"{lines[node.lineno - 1][: node.col_offset]}pass{rest}"
-            for extra in range(node.lineno, node.end_lineno):
-                lines[extra] = ""
-            changed = True
-    if not changed:
-        return source, tree
-    text = "\n".join(lines)
-    parsed = _parsed(text)[0]
-    return (text, parsed) if parsed is not None else (source, tree)
-
-
-def _called(call: ast.Call) -> str:
-    parts: list[str] = []
-    node: ast.AST = call.func
-    while True:
-        if isinstance(node, ast.Attribute):
-            parts.append(node.attr)
-            node = node.value
-        elif isinstance(node, ast.Call):
-            node = node.func
-        elif isinstance(node, ast.Name):
-            parts.append(node.id)
-            return ".".join(reversed(parts))
-        else:
-            return ".".join(reversed(parts))

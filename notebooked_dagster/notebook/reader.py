@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,6 +46,9 @@ def read_notebook_bytes(data: bytes, path: Path, *, keep_output_text: bool = Fal
     read = tuple(
         _cell(index, raw, path, keep_output_text=keep_output_text) for index, raw in enumerate(cells)
     )
+    unknown = sorted({str(raw.get("cell_type"))[:40] for raw in cells if _kind(raw) is None})
+    if unknown:
+        warnings.append(f"Cells of an unknown type are read as raw text: {', '.join(unknown[:5])}.")
     repeated = [id_ for id_, times in Counter(cell.id for cell in read if cell.id).items() if times > 1]
     if repeated:
         warnings.append(f"Cell ids occur more than once: {', '.join(sorted(repeated)[:5])}.")
@@ -62,6 +66,9 @@ def read_notebook_bytes(data: bytes, path: Path, *, keep_output_text: bool = Fal
 
 def _read_bytes(path: Path) -> bytes:
     try:
+        # A pipe or a device would be waited for, or read, for ever.
+        if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
+            raise NotebookReadError("This is no ordinary file.", path=path, hint="Name one .ipynb file.")
         return path.read_bytes()
     except FileNotFoundError:
         raise NotebookReadError(
@@ -71,6 +78,8 @@ def _read_bytes(path: Path) -> bytes:
         raise NotebookReadError("This is a folder.", path=path, hint="Name one .ipynb file.") from None
     except OSError as error:
         raise NotebookReadError(f"It cannot be read: {error.strerror or error}.", path=path) from error
+    except ValueError as error:  # a path with a NUL in it
+        raise NotebookReadError(f"This is no path: {error}.", path=path) from None
 
 
 def _parse(data: bytes, path: Path, warnings: list[str]) -> dict[str, Any]:
@@ -94,7 +103,8 @@ def _parse(data: bytes, path: Path, warnings: list[str]) -> dict[str, Any]:
 
 def _parse_slowly(data: bytes, path: Path) -> Any:
     """The standard library's parser takes NaN and lone surrogates, and says where an error stands."""
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+    # JSON starts with two ASCII characters, so a zero byte among them is half of a wider one.
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:2]:
         raise NotebookReadError("The file is UTF-16, not UTF-8.", path=path, hint="Save it as UTF-8.")
     try:
         text = data.decode("utf-8")
@@ -148,7 +158,7 @@ def _cells_of(document: Mapping[str, Any], version: tuple[int, int], path: Path)
         cells = document["cells"]
         if not isinstance(cells, list):
             raise NotebookReadError("`cells` is not a list.", path=path, key="cells")
-        return cells
+        return cells if version[0] >= 4 else [_upgraded(cell) for cell in cells]
     worksheets = document.get("worksheets")
     if version[0] < 4 and isinstance(worksheets, list):
         return [
@@ -170,23 +180,26 @@ def _upgraded(cell: Any) -> Any:
     if kind == "code":
         return {
             **cell,
-            "source": cell.get("input", cell.get("source", "")),
+            "source": next((cell[key] for key in ("input", "source", "code") if key in cell), ""),
             "execution_count": cell.get("prompt_number"),
         }
     if kind == "heading":
         level = _integer(cell.get("level")) or 1
         return {"cell_type": "markdown", "source": f"{'#' * level} {_text(cell.get('source')) or ''}"}
-    if kind == "html":
-        return {**cell, "cell_type": "markdown"}
+    if kind in ("html", "text"):
+        return {**cell, "cell_type": "markdown", "source": cell.get("source", cell.get("text", ""))}
     return cell
+
+
+def _kind(raw: Any) -> str | None:
+    """A cell's type, where it is one that there is."""
+    kind = raw.get("cell_type") if isinstance(raw, Mapping) else "raw"
+    return kind if isinstance(kind, str) and kind in _KINDS else None
 
 
 def _cell(index: int, raw: Any, path: Path, *, keep_output_text: bool) -> Cell:
     if not isinstance(raw, Mapping):
         raise NotebookReadError("The cell is not a JSON object.", path=path, cell=index + 1)
-    kind = raw.get("cell_type")
-    if kind not in _KINDS:
-        kind = "raw"
     source = _text(raw.get("source"))
     if source is None:
         raise NotebookReadError(
@@ -202,7 +215,7 @@ def _cell(index: int, raw: Any, path: Path, *, keep_output_text: bool) -> Cell:
     identity = raw.get("id")
     return Cell(
         index=index,
-        kind=kind,
+        kind=_kind(raw) or "raw",
         source=source.replace("\r\n", "\n").replace("\r", "\n"),
         id=identity if isinstance(identity, str) else None,
         tags=tuple(tag for tag in tags if isinstance(tag, str)) if isinstance(tags, list) else (),
@@ -243,12 +256,21 @@ def _output_text(outputs: list[Any]) -> str:
         pieces.append(_text(output.get("text")) or "")
         for mime, value in _mapping(output.get("data")).items():
             if mime.startswith("text/") or mime.endswith("json"):
-                text = _text(value)
-                pieces.append(
-                    text if text is not None else json.dumps(value, ensure_ascii=False, default=str)
-                )
+                pieces.append(_shown(value))
+        # Before nbformat 4 the kinds of data stood beside one another.
+        pieces += [_shown(output[kind]) for kind in ("html", "latex", "json", "javascript") if kind in output]
         pieces.append(_text(output.get("traceback")) or "")
     return "\n".join(piece for piece in pieces if piece)[:OUTPUT_TEXT_LIMIT]
+
+
+def _shown(value: Any) -> str:
+    text = _text(value)
+    if text is not None:
+        return text
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except RecursionError:  # as deep as the parser goes, and deeper than anything people look at
+        return ""
 
 
 def _language(metadata: Mapping[str, Any], cells: list[Any]) -> tuple[str, str]:

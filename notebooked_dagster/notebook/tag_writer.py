@@ -48,7 +48,12 @@ def write_tags(path: Path, tags: Mapping[int, Sequence[str]]) -> bool:
         UserError: There is no such cell, or a tag is not a word.
     """
     for name in sorted({tag for new in tags.values() for tag in new}):
-        if not name.strip() or "," in name or name != name.strip():
+        if (
+            not name.strip()
+            or any("\ud800" <= letter <= "\udfff" for letter in name)
+            or "," in name
+            or name != name.strip()
+        ):
             raise UserError(f"{name!r} is no tag.", hint="A tag is text without commas or outer spaces.")
     data = path.read_bytes() if path.is_file() else b""
     notebook = read_notebook_bytes(data, path) if data else None
@@ -71,8 +76,11 @@ def write_tags(path: Path, tags: Mapping[int, Sequence[str]]) -> bool:
     if not wanted:
         return False
     text = data.decode("utf-8")
-    edited = _edited(text, wanted)
-    _check(text, edited, wanted, path)
+    try:
+        edited = _edited(text, wanted)
+        _check(text, edited, wanted, path)
+    except RecursionError:
+        raise NotebookError("The JSON in it is nested too deep to be edited.", path=path) from None
     write_atomic(path, edited.encode("utf-8"))
     return True
 
@@ -117,10 +125,15 @@ class _Style:
         return f"[{self.newline}{inner}{self.newline}{indent}]"
 
 
+_FLAT = _Style("\n", "", True)
+
+
 def _edit(text: str, cell: tuple[int, int], tags: list[str], style: _Style) -> tuple[int, int, str]:
     """The one replacement that gives a cell its tags."""
     members = _last(_members(text, cell[0]))
     metadata = next((member for member in members if member.key == "metadata"), None)
+    if metadata is None and not members:
+        return cell[0], cell[1], f'{{"metadata": {_object(tags, "", _FLAT)}}}'
     if metadata is None:
         first = members[0]
         indent = _indent(text, first.at)
@@ -138,7 +151,7 @@ def _edit(text: str, cell: tuple[int, int], tags: list[str], style: _Style) -> t
     deeper = _indent(text, last.at)
     one_line = style.flat or "\n" not in text[metadata.start : metadata.end]
     gap = " " if one_line else f"{style.newline}{deeper}"
-    array = _Style("\n", "", True).array(tags, "") if one_line else style.array(tags, deeper)
+    array = _FLAT.array(tags, "") if one_line else style.array(tags, deeper)
     return last.end, last.end, f',{gap}"tags": {array}'
 
 
@@ -202,7 +215,9 @@ def _check(before: str, after: str, wanted: Mapping[int, list[str]], path: Path)
     """Read both again: the notebooks must differ in the tags and in nothing else."""
     old, new = _loaded(before), _loaded(after)
     for index, tags in wanted.items():
-        old["cells"][index].setdefault("metadata", {})["tags"] = tags
+        cell = old["cells"][index]
+        metadata = cell.get("metadata")
+        cell["metadata"] = {**(metadata if isinstance(metadata, dict) else {}), "tags": tags}
     if old != new:
         raise InternalError("The edit would have changed more than tags; nothing was written.", path=path)
 
