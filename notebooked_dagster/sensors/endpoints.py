@@ -72,9 +72,10 @@ def _looked_after(place: Workplace, item: Watched, name: str, notes: list[str]) 
         return None
     except CapabilityError as error:
         return f"unknown: {error.message}"
-    except NotebookedError as error:
+    except (NotebookedError, OSError) as error:
+        # One broken endpoint must not keep the others from being looked at.
         notes.append(f"{name}: {error}")
-        return f"failed: {error.message}"
+        return f"failed: {getattr(error, 'message', error)}"
 
 
 def _evaluation(item: Watched, status: str) -> dg.AssetCheckEvaluation:
@@ -100,7 +101,7 @@ def orphan_sensor(
                 notes.extend(orphans(place.provider(name), experiments, remove))
             except CapabilityError:
                 continue
-            except NotebookedError as error:
+            except (NotebookedError, OSError) as error:
                 notes.append(f"{name}: {error}")
         for note in notes:
             context.log.warning(note)

@@ -91,7 +91,7 @@ class Change:
         versions: Its data versions now.
         stages: The stages that changed; empty for prose, plots and outputs.
         stale: The parts to make again, of ``code``, ``model`` and ``endpoint``.
-        first: Whether no look had seen it.
+        first: Whether nothing was ever made of it.
     """
 
     experiment: Watched
@@ -217,7 +217,8 @@ class NotebookWatch:
             stale = ("model", "endpoint")
         elif not stale and not known.has_endpoint:
             stale = ("endpoint",)
-        return found, Change(item, state, now, (), stale, first=True)
+        # Where something was made before, this is no first time: an earlier look was lost, and its edit must not be.
+        return found, Change(item, state, now, (), stale, first=known.training is None)
 
     def _explained(self, item: Watched, found: Seen, last: Seen | None) -> str:
         if found.stamp[0] == 0 and last is not None and last.sha256:
@@ -235,7 +236,13 @@ class NotebookWatch:
     def _same_content(self, sha256: str) -> Path | None:
         declared = {str(item.path) for item in self._experiments}
         for path in _notebooks(self._folder):
-            if str(path) not in declared and hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
+            if str(path) in declared:
+                continue
+            try:
+                same = hashlib.sha256(path.read_bytes()).hexdigest() == sha256
+            except OSError:
+                continue  # one file that cannot be read is no reason to miss the others
+            if same:
                 return path
         return None
 

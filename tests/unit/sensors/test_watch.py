@@ -62,7 +62,7 @@ def project(tmp_path: Path) -> Project:
 def test_a_first_look_asks_for_everything_that_was_never_made(project: Project) -> None:
     project.write("a")
     (change,) = project.look(["a"]).changes
-    assert change.first
+    assert not change.first  # a look was lost, and what it had led to is there
     assert change.stale == ("code", "model", "endpoint")
 
 
@@ -185,3 +185,16 @@ def test_a_lost_or_foreign_snapshot_starts_anew(project: Project) -> None:
     (project.root / "state" / "sensors" / "notebook_changes.json").write_text("{ damaged")
     project.cursor = "1"
     assert project.look(["a"]).changes[0].first
+
+
+def test_an_edit_whose_look_was_lost_is_still_asked_for(project: Project) -> None:
+    project.write("a")
+    project.look(["a"])
+    project.cursor = None  # the tick died before Dagster kept its cursor
+    found = project.look(["a"], Recorded("older", "older", has_model=True, has_endpoint=True))
+    assert [(change.first, bool(change.stale)) for change in found.changes] == [(False, True)]
+
+
+def test_what_was_never_made_is_a_first_time(project: Project) -> None:
+    project.write("a")
+    assert [change.first for change in project.look(["a"]).changes] == [True]
