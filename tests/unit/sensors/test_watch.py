@@ -62,7 +62,7 @@ def project(tmp_path: Path) -> Project:
 def test_a_first_look_asks_for_everything_that_was_never_made(project: Project) -> None:
     project.write("a")
     (change,) = project.look(["a"]).changes
-    assert not change.first  # a look was lost, and what it had led to is there
+    assert change.first
     assert change.stale == ("code", "model", "endpoint")
 
 
@@ -180,7 +180,8 @@ def test_a_lost_or_foreign_snapshot_starts_anew(project: Project) -> None:
     now = project.look(["a"]).changes[0].versions
     project.cursor = "something else"
     (change,) = project.look(["a"], Recorded(now.training, now.inference, True, True)).changes
-    assert change.first
+    # It was made before: a look was lost, no first time.
+    assert not change.first
     assert change.stale == ()
     (project.root / "state" / "sensors" / "notebook_changes.json").write_text("{ damaged")
     project.cursor = "1"
