@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from notebooked_dagster.errors import NoTrainingCodeError, UnsupportedCellError
+from notebooked_dagster.errors import CellSyntaxError, NoTrainingCodeError, UnsupportedCellError
 from notebooked_dagster.notebook.model import Analysis, Finding, Role, Severity, Stage, Statement
 
 from . import datafiles, hyperparameters, prediction
@@ -447,7 +447,34 @@ class _Generation:
             missing |= _reads(function.statements) - inside
         for statement in definitions:
             missing |= (statement.uses | statement.deferred) - known
-        return [(name, self._cell_of(name)) for name in sorted(missing - _BUILTINS - {"_support"})]
+        names = sorted(missing - _BUILTINS - {"_support"})
+        self._blame_broken_cells(names)
+        return [(name, self._cell_of(name)) for name in names]
+
+    def _blame_broken_cells(self, names: Sequence[str]) -> None:
+        """A name that is missing because the cell that binds it does not parse: that cell is what is to be mended."""
+        for code in self.analysis.code:
+            if code.error is None:
+                continue
+            bound_there = [
+                name
+                for name in names
+                if re.search(rf"(?m)^\s*(?:def\s+|class\s+)?{name}\b[^=\n]*(?:=|\(|:)", code.source)
+            ]
+            if not bound_there:
+                continue
+            message = f"It does not parse ({code.error.msg}), and `{bound_there[0]}`, which training needs, is bound in it."
+            if self.options.strict:
+                raise CellSyntaxError(
+                    message,
+                    path=self.analysis.notebook.path,
+                    cell=code.cell.number,
+                    line=code.error.lineno,
+                    hint="Mend the cell.",
+                )
+            self._find(
+                "NB415", "broken-cell-needed", Severity.ERROR, message, "Mend the cell.", code.cell.index
+            )
 
     def _framework(self) -> str | None:
         """By the calls that make the model, else by what is imported."""
