@@ -78,7 +78,8 @@ def cli_page() -> str:
     """Every command with its options."""
     from notebooked_dagster.cli import main
 
-    context = click.Context(main, info_name="notebooked", terminal_width=100)
+    # As the command itself does it: the names of the help option are among these settings.
+    context = click.Context(main, info_name="notebooked", terminal_width=100, **main.context_settings)
     parts = ["# The `notebooked` command\n", "```text", main.get_help(context), "```"]
     for name in main.list_commands(context):
         command = main.get_command(context, name)
