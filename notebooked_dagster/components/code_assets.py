@@ -122,7 +122,6 @@ def scripts_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
     common: dict[str, Any] = {
         "deps": deps,
         "code_version": CODE_VERSION,
-        "automation_condition": spec.automation(),
         "metadata": {"folder": dg.MetadataValue.path(str(spec.scripts))},
     }
 

@@ -92,7 +92,11 @@ class ExperimentSpec:
         )
 
     def automation(self, *, latest_only: bool = False) -> dg.AutomationCondition[Any] | None:
-        """Ask for an asset when what it is made from *means* something else than before, not when it was made again."""
+        """Ask for an asset when what it is made from *means* something else than before, not when it was made again.
+
+        The scripts have none: edits are for the sensor ``notebook_changes``, and nobody else, to ask for
+        (docs/decisions/0004-staleness.md).
+        """
         return _condition(latest_only) if self.config.automation else None
 
     def places(self) -> Mapping[str, Any]:
@@ -124,8 +128,15 @@ def _condition(latest_only: bool) -> dg.AutomationCondition[Any]:
         changed = condition.any_deps_match(condition.data_version_changed()).with_label(
             "a dependency's code or data changed"
         )
+        # A training that failed was handled: what failed is tried again when somebody mends it, not every tick.
+        handled = (
+            condition.newly_requested()
+            | condition.newly_updated()
+            | condition.initial_evaluation()
+            | condition.execution_failed().newly_true()
+        ).with_label("handled")
         wanted = (
-            (condition.newly_missing() | changed).since_last_handled()
+            (condition.newly_missing() | changed).since(handled)
             & ~condition.any_deps_missing()
             & ~condition.any_deps_in_progress()
             & ~condition.in_progress()

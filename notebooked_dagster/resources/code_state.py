@@ -1,4 +1,4 @@
-"""What a notebook's code means now, as versions that drive staleness; cached by the file's size and time of change."""
+"""What a notebook's code means now, as versions that drive staleness; cached by what tells the file from another."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from notebooked_dagster import __version__
 from notebooked_dagster.config import ExperimentConfig
 from notebooked_dagster.core.files import write_atomic
 from notebooked_dagster.errors import NotebookReadError
@@ -17,7 +18,7 @@ from notebooked_dagster.errors import NotebookReadError
 if TYPE_CHECKING:
     from notebooked_dagster.notebook.analysis import AnalysisOptions
 
-_FORMAT = 1
+_FORMAT = 2
 _TRAINING = ("preprocess", "model", "train")
 _NONE = "none"
 
@@ -28,7 +29,7 @@ class CodeState:
 
     Attributes:
         path: The file.
-        stamp: Time of change in nanoseconds, and size in bytes.
+        stamp: Time of change in nanoseconds, size in bytes, and number of the file.
         sha256: Of the file.
         stages: Hash of each stage's slice.
         title: First heading.
@@ -36,7 +37,7 @@ class CodeState:
     """
 
     path: Path
-    stamp: tuple[int, int]
+    stamp: tuple[int, int, int]
     sha256: str
     stages: Mapping[str, str] = field(default_factory=dict)
     title: str = ""
@@ -56,8 +57,8 @@ class Versions:
     inference: str
 
 
-def stamp_of(path: Path) -> tuple[int, int]:
-    """Time of change and size. Raises NotebookReadError where there is no such file."""
+def stamp_of(path: Path) -> tuple[int, int, int]:
+    """Time of change, size and number (a file moved over this one may keep both others). Raises NotebookReadError where there is no such file."""
     try:
         facts = path.stat()
     except OSError as error:
@@ -68,7 +69,7 @@ def stamp_of(path: Path) -> tuple[int, int]:
             path=path,
             hint="Put it back, or correct `notebook:` in the declaration.",
         ) from None
-    return (facts.st_mtime_ns, facts.st_size)
+    return (facts.st_mtime_ns, facts.st_size, facts.st_ino)
 
 
 def code_state(path: Path, config: ExperimentConfig, state: Path) -> CodeState:
@@ -84,7 +85,7 @@ def code_state(path: Path, config: ExperimentConfig, state: Path) -> CodeState:
     """
     stamp = stamp_of(path)
     options = (config.model, config.allow_unsupported, config.tag_prefix, sorted(config.extra_tags.items()))
-    cache = state / "cache" / "code" / f"{_digest([_FORMAT, str(path), *options], 24)}.json"
+    cache = state / "cache" / "code" / f"{_digest([_FORMAT, __version__, str(path), *options], 24)}.json"
     known = _cached(cache, path, stamp)
     if known is not None:
         return known
@@ -139,7 +140,7 @@ def _digest(value: object, length: int) -> str:
     return hashlib.sha256(orjson.dumps(value, default=str)).hexdigest()[:length]
 
 
-def _cached(cache: Path, path: Path, stamp: tuple[int, int]) -> CodeState | None:
+def _cached(cache: Path, path: Path, stamp: tuple[int, int, int]) -> CodeState | None:
     try:
         kind, known, sha256, stages, title, description = orjson.loads(cache.read_bytes())
     except (OSError, ValueError, TypeError):

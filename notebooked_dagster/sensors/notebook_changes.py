@@ -33,10 +33,9 @@ def notebook_changes_sensor(
         requests = [
             request for change in look.changes if (request := _request(change, bootstrap)) is not None
         ]
-        # Runs of several experiments at once are one anothers' business only in the queue.
         return dg.SensorResult(
             run_requests=requests,
-            skip_reason=None if requests else dg.SkipReason(_reason(look)),
+            skip_reason=None if requests else dg.SkipReason(_reason(look, bootstrap)),
             asset_events=[_observation(change) for change in look.changes],
             cursor=look.generation,
         )
@@ -133,12 +132,21 @@ def _observation(change: Change) -> dg.AssetObservation:
     )
 
 
-def _reason(look: Look) -> str:
+def _reason(look: Look, bootstrap: bool) -> str:
     if look.problems:
         return " ".join(look.problems)
+    new = [change for change in look.changes if change.first and change.stale]
+    if new and not bootstrap:
+        return (
+            f"{_names(new)} never ran, and `automation.bootstrap` is off: materialize the first time by hand."
+        )
     if look.changes:
-        names = ", ".join(change.experiment.name for change in look.changes[:5])
-        return f"{len(look.changes)} notebooks were saved ({names}); the code means what it meant before."
+        return f"{_names(look.changes)}: saved; the code means what it meant before."
     if look.undeclared:
         return f"{len(look.undeclared)} notebooks have no declaration."
     return "No notebook changed."
+
+
+def _names(changes: Sequence[Change]) -> str:
+    names = [change.experiment.name for change in changes]
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,9 @@ from notebooked_dagster.core.files import write_atomic
 from notebooked_dagster.errors import NotebookedError
 from notebooked_dagster.resources.code_state import CodeState, Versions, code_state, versions
 
-_FORMAT = 1
+_FORMAT = 2
+Stamp = tuple[int, int, int, str]
+_NUMBERS = re.compile(r"\d+")
 _LEFT_OUT = ("_templates", ".ipynb_checkpoints", "node_modules", "__pycache__")
 
 
@@ -57,14 +60,14 @@ class Seen:
     """What a look found of one notebook.
 
     Attributes:
-        stamp: Time of change, size, and the declaration's stamp.
+        stamp: Time of change, size and number of the file, and the declaration's stamp; zeros where there is none.
         sha256: Of the file.
         stages: Hash of each stage.
         versions: Data versions of notebook, training code and inference code.
         problem: Why it cannot be used; empty where it can.
     """
 
-    stamp: tuple[int, int, str]
+    stamp: Stamp
     sha256: str = ""
     stages: Mapping[str, str] = field(default_factory=dict)
     versions: tuple[str, str, str] = ("", "", "")
@@ -165,8 +168,8 @@ class NotebookWatch:
             found, change = self._judge(item, stamp, last, recorded)
             if change is not None:
                 changes.append(change)
-            # Once for each time it breaks, however often it is saved while broken.
-            told = last is not None and last.problem and (last.stamp[0] == 0) == (stamp[0] == 0)
+            # Once for each problem, however often it is saved with it: where it stands moves with every line typed.
+            told = last is not None and _NUMBERS.sub("", last.problem) == _NUMBERS.sub("", found.problem)
             if found.problem and not told:
                 problems.append(self._explained(item, found, last))
             seen[item.name] = found
@@ -181,21 +184,21 @@ class NotebookWatch:
         _write(self._file, _Snapshot(generation, seen, folders, mentioned))
         return Look(tuple(changes), tuple(problems), undeclared, generation)
 
-    def _touched(self, known: Mapping[str, Seen]) -> Iterator[tuple[Watched, tuple[int, int, str]]]:
+    def _touched(self, known: Mapping[str, Seen]) -> Iterator[tuple[Watched, Stamp]]:
         for item, path in self._paths:
             last = known.get(item.name)
             try:
                 facts = os.stat(path)  # noqa: PTH116  (ten thousand of them in a tick)
-                stamp = (facts.st_mtime_ns, facts.st_size, item.stamp_of_declaration)
+                stamp = (facts.st_mtime_ns, facts.st_size, facts.st_ino, item.stamp_of_declaration)
             except OSError:
-                stamp = (0, 0, item.stamp_of_declaration)
+                stamp = (0, 0, 0, item.stamp_of_declaration)
             if last is None or last.stamp != stamp:
                 yield item, stamp
 
     def _judge(
         self,
         item: Watched,
-        stamp: tuple[int, int, str],
+        stamp: Stamp,
         last: Seen | None,
         recorded: Callable[[Watched], Recorded],
     ) -> tuple[Seen, Change | None]:
@@ -304,8 +307,8 @@ def _read(path: Path, generation: str) -> _Snapshot | None:
     return _Snapshot(
         generation,
         {
-            name: Seen((mtime, size, declared), sha256, stages, (a, b, c), problem)
-            for name, (mtime, size, declared, sha256, stages, a, b, c, problem) in seen.items()
+            name: Seen((mtime, size, inode, declared), sha256, stages, (a, b, c), problem)
+            for name, (mtime, size, inode, declared, sha256, stages, a, b, c, problem) in seen.items()
         },
         folders,
         frozenset(mentioned),

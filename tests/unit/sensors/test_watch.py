@@ -134,6 +134,22 @@ def test_a_broken_notebook_is_reported_once_and_stops_nobody(project: Project) -
     assert project.look(["a", "b"]).problems == ()
     project.write("a", '{"cells": [ ')
     assert project.look(["a", "b"]).problems == ()
+    project.write("a", "")
+    (text,) = project.look(["a", "b"]).problems  # another problem
+    assert "empty" in text
+
+
+def test_a_file_moved_over_another_of_the_same_time_and_size_is_seen(project: Project) -> None:
+    path = project.write("a")
+    project.look(["a"])
+    facts = path.stat()
+    other = path.with_suffix(".other")
+    other.write_text(path.read_text(encoding="utf-8").replace("max_iter=200", "max_iter=300"))
+    os.utime(other, ns=(facts.st_mtime_ns, facts.st_mtime_ns))
+    other.replace(path)
+    assert path.stat().st_size == facts.st_size
+    (change,) = project.look(["a"]).changes
+    assert change.stale == ("code", "model", "endpoint")
 
 
 def test_a_mended_notebook_is_compared_with_what_it_was_before_it_broke(project: Project) -> None:
