@@ -20,3 +20,8 @@ def __getattr__(name: str) -> Any:
 
         return getattr(import_module("notebooked_dagster.components"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    # `dg` finds the components of a package by what `dir` lists.
+    return [*globals(), *_COMPONENTS]

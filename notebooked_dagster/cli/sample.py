@@ -33,6 +33,15 @@ telemetry:
 nux:
   enabled: false
 """,
+    "dg.toml": """\
+# For `dg check defs`, `dg list defs`, `dg launch`, `dg scaffold defs notebooked_dagster.NotebookExperiment <name>`.
+directory_type = "project"
+
+[project]
+root_module = "assets"
+defs_module = "assets"
+code_location_target_module = "notebooked_dagster.definitions"
+""",
     "README.md": """\
 # Notebooks in production
 

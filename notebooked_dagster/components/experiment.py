@@ -35,6 +35,31 @@ class ExperimentAttributes(ExperimentConfig):
         return cls.model_construct(**data) if isinstance(data, Mapping) else handler(data)
 
 
+class ScaffoldParameters(BaseModel):
+    """What ``dg scaffold defs notebooked_dagster.NotebookExperiment`` takes.
+
+    Attributes:
+        notebook: Path of the notebook, relative to the project's folder.
+    """
+
+    notebook: str | None = None
+
+
+class ExperimentScaffolder(dg.Scaffolder[ScaffoldParameters]):
+    """Writes a declaration that names its notebook."""
+
+    @classmethod
+    def get_scaffold_params(cls) -> type[ScaffoldParameters]:
+        """What may be told."""
+        return ScaffoldParameters
+
+    def scaffold(self, request: dg.ScaffoldRequest[ScaffoldParameters]) -> None:
+        """Write ``defs.yaml``."""
+        told = request.params.notebook if request.params is not None else None
+        dg.scaffold_component(request, {"notebook": told or f"notebooks/{request.target_path.name}.ipynb"})
+
+
+@dg.scaffold_with(ExperimentScaffolder)
 class NotebookExperiment(dg.Component):
     """A notebook, the scripts generated from it, the model trained from them, and the endpoint that serves it.
 

@@ -1,4 +1,7 @@
-"""``ExperimentConfig``: what ``assets/<name>/defs.yaml`` and an entry of ``config.yaml`` say of one experiment."""
+"""``ExperimentConfig``: what ``assets/<name>/defs.yaml`` and an entry of ``config.yaml`` say of one experiment.
+
+The short forms (``schedule: "0 3 * * *"``) are in the JSON schema too: ``dg check yaml`` and editors judge by it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ def _number_as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-Text = Annotated[str, BeforeValidator(_number_as_text)]
+Text = Annotated[str, BeforeValidator(_number_as_text, json_schema_input_type=str | int | float)]
 
 
 class Strict(BaseModel):
@@ -259,7 +262,7 @@ class ExperimentConfig(Strict):
             raise ValueError(f"{value} is no notebook; its name has to end in .ipynb")
         return value
 
-    @field_validator("memory_limit", mode="before")
+    @field_validator("memory_limit", mode="before", json_schema_input_type=int | str | None)
     @classmethod
     def _size(cls, value: Any) -> Any:
         match = (
@@ -271,29 +274,36 @@ class ExperimentConfig(Strict):
             return value
         return int(float(match[1]) * 1024 ** ("KMGT".index(match[2].upper()) + 1))
 
-    @field_validator("schedule", mode="before")
+    @field_validator("schedule", mode="before", json_schema_input_type=ScheduleConfig | str | None)
     @classmethod
     def _schedule(cls, value: Any) -> Any:
         return {"cron": value} if isinstance(value, str) else value
 
-    @field_validator("metric_gate", mode="before")
+    @field_validator(
+        "metric_gate", mode="before", json_schema_input_type=MetricGate | list[MetricGate] | None
+    )
     @classmethod
     def _gates(cls, value: Any) -> Any:
         return (value,) if isinstance(value, dict | MetricGate) else () if value is None else value
 
-    @field_validator("endpoint", mode="before")
+    @field_validator("endpoint", mode="before", json_schema_input_type=EndpointConfig | str | bool | None)
     @classmethod
     def _endpoint(cls, value: Any) -> Any:
         if isinstance(value, bool):
             return {"enabled": value}
         return {"name": value} if isinstance(value, str) else {} if value is None else value
 
-    @field_validator("parity", "lint", mode="before")
+    @field_validator("parity", mode="before", json_schema_input_type=ParityConfig | bool | None)
     @classmethod
-    def _switch(cls, value: Any) -> Any:
-        return {"enabled": value} if isinstance(value, bool) else {} if value is None else value
+    def _parity(cls, value: Any) -> Any:
+        return _switch(value)
 
-    @field_validator("partitions", mode="before")
+    @field_validator("lint", mode="before", json_schema_input_type=LintSettings | bool | None)
+    @classmethod
+    def _lint(cls, value: Any) -> Any:
+        return _switch(value)
+
+    @field_validator("partitions", mode="before", json_schema_input_type=PartitionsConfig | list[Text] | None)
     @classmethod
     def _partitions(cls, value: Any) -> Any:
         return {"datasets": value} if isinstance(value, list) else value
@@ -341,6 +351,10 @@ class ExperimentConfig(Strict):
         if self.registered_model is False or not self.tracking:
             return None
         return self.registered_model or self.name
+
+
+def _switch(value: Any) -> Any:
+    return {"enabled": value} if isinstance(value, bool) else {} if value is None else value
 
 
 def check_name(value: str) -> str:
