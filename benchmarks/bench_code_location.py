@@ -1,7 +1,7 @@
 """What our share of loading a code location is, and what a sensor's look at ten thousand notebooks costs.
 
-Beside each code location stands the same number of trivial assets, checks and jobs, written by hand: what Dagster
-itself costs. Run: ``python benchmarks/bench_code_location.py``.
+Beside each code location stands the same number of trivial assets, checks and jobs, written by hand in one Python file
+or as a trivial component with a ``defs.yaml`` each: what Dagster itself costs either way. Run: ``python benchmarks/bench_code_location.py``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from types import ModuleType
+
+import dagster as dg
 
 SIZES = (1, 100, 1000)
 NOTEBOOKS = 10_000
@@ -46,61 +49,82 @@ def ours(root: Path) -> float:
     return time.perf_counter() - started
 
 
+def hand_written(name: str) -> dg.Definitions:
+    """As many assets, checks and jobs as one of our experiments has, with nothing in them."""
+
+    def spec(part: str, *deps: str) -> dg.AssetSpec:
+        return dg.AssetSpec([name, part], deps=[dg.AssetKey([name, dep]) for dep in deps], group_name=name)
+
+    def check(part: str, kind: str) -> dg.AssetCheckSpec:
+        return dg.AssetCheckSpec(kind, asset=dg.AssetKey([name, part]))
+
+    @dg.multi_observable_source_asset(
+        name=f"{name}__notebook",
+        specs=[spec("notebook")],
+        check_specs=[check("notebook", "a"), check("notebook", "b")],
+    )
+    def notebook(context): ...
+
+    @dg.multi_asset(name=f"{name}__scripts", specs=[spec("x", "notebook"), spec("y", "notebook")])
+    def scripts(context): ...
+
+    @dg.multi_asset(name=f"{name}__model", specs=[spec("model", "x")])
+    def model(context): ...
+
+    @dg.multi_asset(name=f"{name}__endpoint", specs=[spec("endpoint", "model", "y")])
+    def endpoint(context): ...
+
+    @dg.multi_asset_check(
+        name=f"{name}__checks", specs=[check("endpoint", "a"), check("endpoint", "b")], can_subset=True
+    )
+    def checks(context): ...
+
+    @dg.multi_asset_check(name=f"{name}__parity", specs=[check("model", "a")])
+    def parity(context): ...
+
+    return dg.Definitions(
+        assets=[notebook, scripts, model, endpoint],
+        asset_checks=[checks, parity],
+        jobs=[
+            dg.define_asset_job(f"{name}_{kind}job", dg.AssetSelection.groups(name))
+            for kind in ("", "train_", "parity_")
+        ],
+    )
+
+
+class HandWritten(dg.Component, dg.Model, dg.Resolvable):
+    """The same as a component with a defs.yaml, which is what Dagster's own machinery for them costs."""
+
+    notebook: str
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        """What it stands for."""
+        return hand_written(context.path.name)
+
+
 def trivial(count: int) -> float:
-    """The same for as many assets, checks and jobs as ours has, with nothing in them."""
-    import dagster as dg
-
+    """Seconds for as many of them in one Python file."""
     started = time.perf_counter()
-    parts = []
-    for number in range(count):
-        name = f"e{number}"
-
-        def spec(part: str, *deps: str, name: str = name) -> dg.AssetSpec:
-            return dg.AssetSpec(
-                [name, part], deps=[dg.AssetKey([name, dep]) for dep in deps], group_name=name
-            )
-
-        def check(part: str, kind: str, name: str = name) -> dg.AssetCheckSpec:
-            return dg.AssetCheckSpec(kind, asset=dg.AssetKey([name, part]))
-
-        @dg.multi_observable_source_asset(
-            name=f"{name}__notebook",
-            specs=[spec("notebook")],
-            check_specs=[check("notebook", "a"), check("notebook", "b")],
-        )
-        def notebook(context): ...
-
-        @dg.multi_asset(name=f"{name}__scripts", specs=[spec("x", "notebook"), spec("y", "notebook")])
-        def scripts(context): ...
-
-        @dg.multi_asset(name=f"{name}__model", specs=[spec("model", "x")])
-        def model(context): ...
-
-        @dg.multi_asset(name=f"{name}__endpoint", specs=[spec("endpoint", "model", "y")])
-        def endpoint(context): ...
-
-        @dg.multi_asset_check(
-            name=f"{name}__checks", specs=[check("endpoint", "a"), check("endpoint", "b")], can_subset=True
-        )
-        def checks(context): ...
-
-        @dg.multi_asset_check(name=f"{name}__parity", specs=[check("model", "a")])
-        def parity(context): ...
-
-        jobs = [
-            dg.define_asset_job(f"{name}_job", dg.AssetSelection.groups(name)),
-            dg.define_asset_job(f"{name}_other_job", dg.AssetSelection.groups(name)),
-        ]
-        parts.append(
-            dg.Definitions(
-                assets=[notebook, scripts, model, endpoint], asset_checks=[checks, parity], jobs=jobs
-            )
-        )
-    dg.Definitions.merge(*parts).get_repository_def()
+    dg.Definitions.merge(*(hand_written(f"e{number}") for number in range(count))).get_repository_def()
     return time.perf_counter() - started
 
 
-def make_project(root: Path, count: int, *, config: bool) -> None:
+def components(root: Path) -> float:
+    """Seconds for as many of them with a defs.yaml each."""
+    from dagster.components.core.component_tree import ComponentTree
+
+    started = time.perf_counter()
+    module = ModuleType("bench_assets")
+    module.__file__ = None
+    module.__path__ = [str(root / "assets")]
+    sys.modules[module.__name__] = module
+    ComponentTree.from_module(module, root).build_defs().get_repository_def()
+    return time.perf_counter() - started
+
+
+def make_project(
+    root: Path, count: int, *, config: bool, kind: str = "notebooked_dagster.NotebookExperiment"
+) -> None:
     """Experiments in one config.yaml, or a defs.yaml each."""
     (root / "notebooks").mkdir(parents=True)
     for number in range(count):
@@ -114,7 +138,7 @@ def make_project(root: Path, count: int, *, config: bool) -> None:
         folder = root / "assets" / f"e{number}"
         folder.mkdir(parents=True)
         (folder / "defs.yaml").write_text(
-            f"type: notebooked_dagster.NotebookExperiment\nattributes:\n  notebook: notebooks/e{number}.ipynb\n"
+            f"type: {kind}\nattributes:\n  notebook: notebooks/e{number}.ipynb\n"
         )
 
 
@@ -132,24 +156,27 @@ def measured(*arguments: str, rounds: int = 3) -> float:
 def code_locations(sizes: list[int]) -> None:
     """The table of load times."""
     print(
-        f"{'experiments':>11} {'trivial':>9} {'config.yaml':>12} {'defs.yaml':>10} {'our share':>16} {'with defs.yaml':>16}"
+        f"{'experiments':>11} | {'by hand':>8} {'config.yaml':>11} {'our share':>13} | "
+        f"{'components':>10} {'defs.yaml':>9} {'our share':>13}   (target 1 ms/exp)"
     )
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
-            one, many = Path(folder) / "one", Path(folder) / "many"
+            one, many, peer = Path(folder) / "one", Path(folder) / "many", Path(folder) / "peer"
             make_project(one, size, config=True)
             make_project(many, size, config=False)
+            make_project(peer, size, config=False, kind="bench_code_location.HandWritten")
             for root in (one, many):
-                measured(
-                    "--ours", str(root), rounds=1
-                )  # fills the index of descriptions, as any earlier load has
-            rounds = 3 if size < 1000 else 2
-            base = measured("--trivial", str(size), rounds=rounds)
+                # Fills the index of descriptions, as any earlier load has.
+                measured("--ours", str(root), rounds=1)
+            rounds = 5 if size < 1000 else 3
+            by_hand = measured("--trivial", str(size), rounds=rounds)
             config = measured("--ours", str(one), rounds=rounds)
+            parts = measured("--components", str(peer), rounds=rounds)
             files = measured("--ours", str(many), rounds=rounds)
         print(
-            f"{size:>11} {base:>8.3f}s {config:>11.3f}s {files:>9.3f}s "
-            f"{(config - base) / size * 1000:>10.2f} ms/exp {(files - base) / size * 1000:>10.2f} ms/exp"
+            f"{size:>11} | {by_hand:>7.3f}s {config:>10.3f}s {(config - by_hand) / size * 1000:>6.2f} ms/exp | "
+            f"{parts:>9.3f}s {files:>8.3f}s {(files - parts) / size * 1000:>6.2f} ms/exp",
+            flush=True,
         )
 
 
@@ -199,6 +226,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ours", type=Path)
     parser.add_argument("--trivial", type=int)
+    parser.add_argument("--components", type=Path)
     parser.add_argument("--sizes", type=int, nargs="*", default=list(SIZES))
     parser.add_argument("--notebooks", type=int, default=NOTEBOOKS)
     asked = parser.parse_args()
@@ -206,6 +234,8 @@ def main() -> None:
         print(ours(asked.ours))
     elif asked.trivial is not None:
         print(trivial(asked.trivial))
+    elif asked.components is not None:
+        print(components(asked.components))
     else:
         code_locations(asked.sizes)
         sensor_ticks(asked.notebooks)
