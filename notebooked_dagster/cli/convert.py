@@ -3,37 +3,59 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import NOTEBOOK, session, shared_options
+from .options import NOTEBOOK, Function, session, shared_options, vocabulary_options
 
 if TYPE_CHECKING:
     from notebooked_dagster.codegen import DriftReport, GeneratedScripts
+    from notebooked_dagster.notebook.analysis import AnalysisOptions
+    from notebooked_dagster.notebook.tags import TagVocabulary
+
+
+def generator_options(what: str) -> Callable[[Function], Function]:
+    """Add the options of the generator; ``what`` says what lies in ``--output``."""
+
+    def added(function: Function) -> Function:
+        for option in (
+            click.option(
+                "--allow-unsupported", is_flag=True, help="Leave out cells such as %%bash instead of refusing."
+            ),
+            click.option("--model", "model_name", help="The name that holds the model, where it is not found."),
+            vocabulary_options,
+            click.option(
+                "-o", "--output", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
+                help=f"Where the scripts {what}; scripts/<notebook> of the project where not given.",
+            ),
+            click.argument("notebook", metavar="NOTEBOOK|EXPERIMENT", type=NOTEBOOK),
+        ):  # fmt: skip
+            function = option(function)
+        return function
+
+    return added
 
 
 @click.command("convert")
-@click.argument("notebook", metavar="NOTEBOOK|EXPERIMENT", type=NOTEBOOK)
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="DIR",
-    help="Where the scripts go; scripts/<notebook> of the project where not given.",
-)
+@generator_options("go")
 @click.option("--force", is_flag=True, help="Overwrite scripts that were edited by hand.")
-@click.option("--model", "model_name", help="The name that holds the model, where it is not found.")
-@click.option("--allow-unsupported", is_flag=True, help="Leave out cells such as %%bash instead of refusing.")
 @shared_options
 def convert_command(
-    notebook: Path, output: Path | None, force: bool, model_name: str | None, allow_unsupported: bool
+    notebook: Path,
+    output: Path | None,
+    force: bool,
+    vocabulary: TagVocabulary,
+    model_name: str | None,
+    allow_unsupported: bool,
 ) -> None:
     """Generate the scripts of a notebook."""
     from notebooked_dagster.codegen import write_scripts
+    from notebooked_dagster.notebook.analysis import AnalysisOptions
 
-    name, scripts = _generated(notebook, model_name, allow_unsupported)
+    name, scripts = _generated(notebook, AnalysisOptions(vocabulary, model_name), allow_unsupported)
     folder = output or session().settings().scripts / name
     report = write_scripts(scripts, folder, force=force)
     data = {
@@ -52,24 +74,20 @@ def convert_command(
 
 
 @click.command("diff")
-@click.argument("notebook", metavar="NOTEBOOK|EXPERIMENT", type=NOTEBOOK)
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="DIR",
-    help="Where the scripts are; scripts/<notebook> of the project where not given.",
-)
-@click.option("--model", "model_name", help="The name that holds the model, where it is not found.")
-@click.option("--allow-unsupported", is_flag=True, help="Leave out cells such as %%bash instead of refusing.")
+@generator_options("are")
 @shared_options
 def diff_command(
-    notebook: Path, output: Path | None, model_name: str | None, allow_unsupported: bool
+    notebook: Path,
+    output: Path | None,
+    vocabulary: TagVocabulary,
+    model_name: str | None,
+    allow_unsupported: bool,
 ) -> None:
     """Compare what would be generated now, what was generated, and what stands on disk."""
     from notebooked_dagster.codegen import report
+    from notebooked_dagster.notebook.analysis import AnalysisOptions
 
-    name, scripts = _generated(notebook, model_name, allow_unsupported)
+    name, scripts = _generated(notebook, AnalysisOptions(vocabulary, model_name), allow_unsupported)
     folder = output or session().settings().scripts / name
     drift = report(folder, scripts)
     patch = drift.cell_patch(scripts.source_map)
@@ -108,37 +126,32 @@ def explain_traceback_command(file: Any, scripts: Path) -> None:
 
 
 def _generated(
-    notebook: Path, model_name: str | None, allow_unsupported: bool
+    notebook: Path, options: AnalysisOptions, allow_unsupported: bool
 ) -> tuple[str, GeneratedScripts]:
     """The scripts of a notebook, or of an experiment with what its declaration says; and the folder's name."""
     from notebooked_dagster.codegen import GenerateOptions, generate
-    from notebooked_dagster.notebook.analysis import AnalysisOptions, analyse_path
+    from notebooked_dagster.notebook.analysis import analyse_path
 
-    name, hyperparameters = notebook.stem, {}
-    options = AnalysisOptions(model_name=model_name, allow_unsupported=allow_unsupported)
-    if notebook.suffix != ".ipynb" and not notebook.exists():
-        from notebooked_dagster.resources.code_state import analysis_options
-
-        from .project import Project
-
-        spec = Project(session()).experiment(str(notebook))
-        declared = analysis_options(spec.config)
-        options = dataclasses.replace(
-            declared,
-            model_name=model_name or declared.model_name,
-            allow_unsupported=allow_unsupported or declared.allow_unsupported,
+    if notebook.suffix == ".ipynb" or notebook.exists():
+        asked = GenerateOptions(
+            notebook.stem, model_name=options.model_name, allow_unsupported=allow_unsupported
         )
-        name, notebook, hyperparameters = spec.scripts.name, spec.notebook, spec.config.hyperparameters
-    scripts = generate(
-        analyse_path(notebook, options),
-        GenerateOptions(
-            experiment=name,
-            hyperparameters=hyperparameters,
-            model_name=options.model_name,
-            allow_unsupported=options.allow_unsupported,
-        ),
+        return notebook.stem, generate(analyse_path(notebook, options), asked)
+    from notebooked_dagster.resources.code_state import analysis_options, generate_options
+
+    from .project import Project
+
+    spec = Project(session()).experiment(str(notebook))
+    asked = generate_options(spec.config)
+    asked = dataclasses.replace(
+        asked,
+        experiment=spec.scripts.name,
+        model_name=options.model_name or asked.model_name,
+        allow_unsupported=allow_unsupported or asked.allow_unsupported,
+        strict=False,
     )
-    return name, scripts
+    declared = dataclasses.replace(analysis_options(spec.config), model_name=asked.model_name)
+    return spec.scripts.name, generate(analyse_path(spec.notebook, declared), asked)
 
 
 def _plain(value: Any) -> Any:

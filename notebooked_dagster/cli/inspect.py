@@ -7,23 +7,26 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import NOTEBOOK, Session, session, shared_options
+from .options import NOTEBOOK, Session, session, shared_options, vocabulary_options
 
 if TYPE_CHECKING:
     from notebooked_dagster.notebook.model import Analysis, Slice
+    from notebooked_dagster.notebook.tags import TagVocabulary
 
 
 @click.command("inspect")
 @click.argument("notebook", type=NOTEBOOK)
 @click.option("--model", "model_name", help="The name that holds the model, where it is not found.")
-@click.option("--prefix", default="", help="Prefix that marks our tags, such as nb:.")
+@vocabulary_options
 @click.option("--slice", "stage", help="Print the code of one stage instead.")
 @shared_options
-def inspect_command(notebook: Path, model_name: str | None, prefix: str, stage: str | None) -> None:
+def inspect_command(
+    notebook: Path, model_name: str | None, vocabulary: TagVocabulary, stage: str | None
+) -> None:
     """Show how a notebook is understood, without running it."""
     from notebooked_dagster.notebook.analysis import AnalysisOptions, analyse_path
 
-    analysis = analyse_path(notebook, AnalysisOptions(tag_prefix=prefix, model_name=model_name))
+    analysis = analyse_path(notebook, AnalysisOptions(vocabulary, model_name))
     if stage is not None:
         part = _slice(analysis, stage)
         code = "\n".join(statement.text for statement in part.statements)

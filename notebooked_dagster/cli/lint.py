@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from notebooked_dagster.errors import EXIT_USER, ConfigError, NotebookReadError
 
-from .options import NOTEBOOK, session, shared_options
+from .options import NOTEBOOK, session, shared_options, vocabulary_options
+
+if TYPE_CHECKING:
+    from notebooked_dagster.notebook.tags import TagVocabulary
 
 SKIPPED_FOLDERS = frozenset({".ipynb_checkpoints", ".venv", "node_modules", ".git", ".notebooked"})
 
@@ -35,7 +38,7 @@ SKIPPED_FOLDERS = frozenset({".ipynb_checkpoints", ".venv", "node_modules", ".gi
 @click.option(
     "--max-logic-lines", type=click.IntRange(1), default=20, show_default=True, help="Limit of NB401."
 )
-@click.option("--prefix", default="", help="Prefix that marks our tags, such as nb:.")
+@vocabulary_options
 @shared_options
 def lint_command(
     paths: tuple[Path, ...],
@@ -45,7 +48,7 @@ def lint_command(
     severity: str,
     fail_on: str,
     max_logic_lines: int,
-    prefix: str,
+    vocabulary: TagVocabulary,
 ) -> None:
     """Audit notebooks; a folder stands for all notebooks in it.
 
@@ -59,14 +62,13 @@ def lint_command(
         ignore=_rules(ignore),
         threshold=Severity(severity),
         max_logic_lines=max_logic_lines,
-        tag_prefix=prefix,
     )
     files = notebooks_in(paths)
     results: list[Any] = []
     unreadable: list[NotebookReadError] = []
     for file in files:
         try:
-            results.append(_audit(file, config))
+            results.append(_audit(file, config, vocabulary))
         except NotebookReadError as problem:
             unreadable.append(problem)
     if len(files) == 1 and unreadable:
@@ -106,13 +108,13 @@ def notebooks_in(paths: tuple[Path, ...]) -> list[Path]:
     return list(found)
 
 
-def _audit(file: Path, config: Any) -> Any:
+def _audit(file: Path, config: Any, vocabulary: TagVocabulary) -> Any:
     from notebooked_dagster.notebook.analysis import AnalysisOptions, analyse
     from notebooked_dagster.notebook.lint import lint
     from notebooked_dagster.notebook.reader import read_notebook
 
     notebook = read_notebook(file, keep_output_text=True)
-    return notebook, lint(analyse(notebook, AnalysisOptions(tag_prefix=config.tag_prefix)), config)
+    return notebook, lint(analyse(notebook, AnalysisOptions(vocabulary)), config)
 
 
 def _rules(values: tuple[str, ...]) -> frozenset[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from notebooked_dagster.core.settings import Settings
+    from notebooked_dagster.notebook.tags import TagVocabulary
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -89,3 +91,46 @@ def shared_options(function: Function) -> Function:
 
 
 NOTEBOOK = click.Path(path_type=Path)
+
+
+def vocabulary_options(function: Function) -> Function:
+    """Add the options that say what cell tags mean; they come to the command as ``vocabulary``."""
+    for option in (
+        click.option(
+            "--extra-tag", "vocabulary_extra", multiple=True, metavar="WORD=TAG",
+            help="A word of yours and the tag it stands for; repeatable.",
+        ),
+        click.option("--prefix", "vocabulary_prefix", metavar="PREFIX", help="Prefix that marks our tags, such as nb:."),
+    ):  # fmt: skip
+        function = option(function)
+
+    @functools.wraps(function)
+    def command(
+        *args: Any, vocabulary_prefix: str | None, vocabulary_extra: tuple[str, ...], **more: Any
+    ) -> Any:
+        return function(*args, vocabulary=_vocabulary(vocabulary_prefix, vocabulary_extra), **more)
+
+    return command  # type: ignore[return-value]
+
+
+def _vocabulary(prefix: str | None, extra: tuple[str, ...]) -> TagVocabulary:
+    """What was told, else what ``defaults`` of the project's config.yaml says."""
+    from notebooked_dagster.notebook.model import Tag
+    from notebooked_dagster.notebook.tags import TagVocabulary
+
+    root = session().settings().root
+    defaults: Mapping[str, Any] = {}
+    if (root / "config.yaml").exists():
+        from notebooked_dagster.config import project_or_default
+
+        defaults = project_or_default(root).defaults
+    words = dict(defaults.get("extra_tags") or {})
+    for text in extra:
+        word, found, meaning = text.partition("=")
+        if not found or meaning not in list(Tag):
+            raise click.BadParameter(
+                f"{text!r} is not WORD=TAG; the tags are {', '.join(Tag)}.", param_hint="--extra-tag"
+            )
+        words[word] = meaning
+    told = prefix if prefix is not None else str(defaults.get("tag_prefix") or "")
+    return TagVocabulary(told, tuple(sorted(words.items())))

@@ -10,10 +10,11 @@ import click
 
 from notebooked_dagster.errors import ConfigError
 
-from .options import NOTEBOOK, session, shared_options
+from .options import NOTEBOOK, session, shared_options, vocabulary_options
 
 if TYPE_CHECKING:
     from notebooked_dagster.notebook.model import Analysis
+    from notebooked_dagster.notebook.tags import TagVocabulary
 
 
 @click.command("tag")
@@ -22,21 +23,21 @@ if TYPE_CHECKING:
     "--suggest", "mode", flag_value="suggest", default="suggest", help="Show the tags. The default."
 )
 @click.option("--write", "mode", flag_value="write", help="Write them; nothing else in the file changes.")
-@click.option("--prefix", default="", help="Prefix to put before our tags, such as nb:.")
+@vocabulary_options
 @click.option(
     "--min-confidence", type=click.FloatRange(0, 1), default=0.5, show_default=True,
     help="Leave cells alone of which we are less sure.",
 )  # fmt: skip
 @shared_options
-def tag_command(notebook: Path, mode: str, prefix: str, min_confidence: float) -> None:
+def tag_command(notebook: Path, mode: str, vocabulary: TagVocabulary, min_confidence: float) -> None:
     """Suggest tags for a notebook's cells, or write them. Tags that are there stay, and decide."""
     from notebooked_dagster.notebook.analysis import AnalysisOptions, analyse, analyse_path
 
     if mode not in ("suggest", "write"):
         raise ConfigError("Choose --suggest or --write.")
-    options = AnalysisOptions(tag_prefix=prefix)
+    options = AnalysisOptions(vocabulary)
     analysis = analyse_path(notebook, options)
-    wanted = suggestions(analysis, prefix, min_confidence)
+    wanted = suggestions(analysis, vocabulary.prefix, min_confidence)
     tagged = replace(
         analysis.notebook,
         cells=tuple(replace(c, tags=tuple(wanted.get(c.index, c.tags))) for c in analysis.notebook.cells),

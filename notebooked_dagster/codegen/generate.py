@@ -74,7 +74,8 @@ class _Generation:
         self.analysis = analysis
         self.options = options
         self.trains = trains
-        self.findings: list[Finding] = []
+        # A misspelt tag decides nothing, and the scripts are where one notices.
+        self.findings: list[Finding] = [item for item in analysis.findings if item.rule == "NB003"]
         self.edits: dict[tuple[int, int], list[Edit]] = {}
         statements = [
             statement for statement in training_statements(analysis) if not _ends_process(statement)

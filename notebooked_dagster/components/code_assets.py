@@ -6,7 +6,13 @@ from typing import Any
 
 import dagster as dg
 
-from notebooked_dagster.resources.code_state import CodeState, analysis_options, code_state, versions
+from notebooked_dagster.resources.code_state import (
+    CodeState,
+    analysis_options,
+    code_state,
+    generate_options,
+    versions,
+)
 
 from .reporting import code_block, findings_table, latest, metadata_value, notebook_preview, reported
 from .spec import ExperimentSpec
@@ -168,23 +174,14 @@ def generate_scripts(
     spec: ExperimentSpec, context: dg.AssetExecutionContext, *, force: bool
 ) -> Iterator[dg.MaterializeResult[Any]]:
     """Generate, write, and report each half with its own version."""
-    from notebooked_dagster.codegen import GenerateOptions, generate, write_scripts
+    from notebooked_dagster.codegen import generate, write_scripts
     from notebooked_dagster.notebook.analysis import analyse_path
 
     config = spec.config
     state = code_state(spec.notebook, config, spec.place.state)
     found = versions(state, config)
     analysis = analyse_path(spec.notebook, analysis_options(config))
-    made = generate(
-        analysis,
-        GenerateOptions(
-            experiment=config.name,
-            hyperparameters=config.hyperparameters,
-            model_name=config.model,
-            allow_unsupported=config.allow_unsupported,
-            strict=True,
-        ),
-    )
+    made = generate(analysis, generate_options(config))
     write_scripts(made, spec.scripts, force=force)
     for finding in made.findings:
         context.log.warning("%s %s: %s %s", finding.rule, finding.name, finding.message, finding.fix)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from notebooked_dagster.resources import ProviderResource
-from notebooked_dagster.resources.code_state import analysis_options
+from notebooked_dagster.resources.code_state import analysis_options, generate_options
 
 from .model_asset import experiment_of
 from .reporting import reported
@@ -98,21 +98,10 @@ def compare(spec: ExperimentSpec, context: dg.AssetCheckExecutionContext) -> dg.
 
 def generated(spec: ExperimentSpec) -> "GeneratedScripts":
     """The scripts as the notebook is now."""
-    from notebooked_dagster.codegen import GenerateOptions, generate
+    from notebooked_dagster.codegen import generate
     from notebooked_dagster.notebook.analysis import analyse_path
 
-    config = spec.config
-    analysis = analyse_path(spec.notebook, analysis_options(config))
-    return generate(
-        analysis,
-        GenerateOptions(
-            experiment=config.name,
-            hyperparameters=config.hyperparameters,
-            model_name=config.model,
-            allow_unsupported=config.allow_unsupported,
-            strict=True,
-        ),
-    )
+    return generate(analyse_path(spec.notebook, analysis_options(spec.config)), generate_options(spec.config))
 
 
 def overrides_by_cell(

@@ -24,6 +24,11 @@ def _number_as_text(value: Any) -> Any:
 
 Text = Annotated[str, BeforeValidator(_number_as_text, json_schema_input_type=str | int | float)]
 
+# As ``notebook.model.Tag``, which this layer may not import.
+TagName = Literal[
+    "imports", "utils", "preprocess", "model", "train", "inference", "requirements", "parameters", "skip"
+]
+
 
 class Strict(BaseModel):
     """A section in which a key nobody knows is a mistake."""
@@ -228,7 +233,7 @@ class ExperimentConfig(Strict):
     own_environment: bool = False
     allow_unsupported: bool = False
     tag_prefix: str = ""
-    extra_tags: dict[str, str] = Field(default_factory=dict)
+    extra_tags: dict[str, TagName] = Field(default_factory=dict)
     schedule: ScheduleConfig | None = None
     metric_gate: tuple[MetricGate, ...] = ()
     endpoint: EndpointConfig = EndpointConfig()

@@ -10,7 +10,7 @@ import ast
 import contextlib
 import gc
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,10 +18,11 @@ from .cells import cell_classes
 from .classify import Verdict, classify
 from .flow import Flow
 from .hashes import digest_of, stage_hash
-from .model import Analysis, Cell, CellCode, Finding, Notebook, Role, Slice, Stage, Statement
+from .model import Analysis, Cell, CellCode, Notebook, Role, Slice, Stage, Statement
 from .names import Facts, scan
 from .observations import is_python, observe
 from .slices import make_slices
+from .tags import TagVocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +30,12 @@ class AnalysisOptions:
     """What may be told to the analysis.
 
     Attributes:
-        tag_prefix: A prefix that marks our tags (``nb:``); tags without it count too.
-        extra_tags: Further tags and the tag each stands for (``("feature-engineering", "preprocess")``).
+        tags: What cell tags mean.
         model_name: The name that holds the model, where the notebook alone does not make it clear.
-        allow_unsupported: Whether cells that production cannot promise (``%%bash``) are analysed as if they were not there.
     """
 
-    tag_prefix: str = ""
-    extra_tags: tuple[tuple[str, str], ...] = ()
+    tags: TagVocabulary = field(default_factory=TagVocabulary)
     model_name: str | None = None
-    allow_unsupported: bool = False
 
 
 class _Piece(NamedTuple):
@@ -77,7 +74,8 @@ def _no_collections() -> Iterator[None]:
 
 def _analyse(notebook: Notebook, options: AnalysisOptions) -> Analysis:
     code = tuple(_to_python(cell, notebook) for cell in notebook.code_cells)
-    tags, findings = _tags(notebook, options)
+    tags = options.tags.of_cells(notebook)
+    findings = list(options.tags.findings(notebook))
     readable = is_python(notebook.language)
     pieces = [piece for entry in code if readable and entry.tree is not None for piece in _statements(entry)]
     flow = Flow([(piece.cell, piece.node, facts, last) for piece, facts, last in pieces])
@@ -100,15 +98,12 @@ def _analyse(notebook: Notebook, options: AnalysisOptions) -> Analysis:
     )
 
 
-def analyse_path(
-    path: Path, options: AnalysisOptions | None = None, cache_dir: Path | None = None
-) -> Analysis:
+def analyse_path(path: Path, options: AnalysisOptions | None = None) -> Analysis:
     """Read a notebook and analyse it.
 
     Args:
         path: The file.
         options: Tag vocabulary, the model's name.
-        cache_dir: Unused here; the cache of analyses wraps this function.
 
     Raises:
         NotebookReadError: The file is missing or is not a notebook.
@@ -129,23 +124,6 @@ def _to_python(cell: Cell, notebook: Notebook) -> CellCode:
     except ValueError as problem:  # lone surrogates, which no UTF-8 text has
         error = SyntaxError(str(problem))
     return CellCode(cell, cell.source, None, error)
-
-
-def _tags(notebook: Notebook, options: AnalysisOptions) -> tuple[dict[int, tuple[str, ...]], list[Finding]]:
-    """Valid tags a cell, and a finding for every tag nobody knows."""
-    valid = {role.value for role in (Stage.__members__.values())} | {"requirements", "parameters", "skip"}
-    extra = dict(options.extra_tags)
-    found: dict[int, tuple[str, ...]] = {}
-    for cell in notebook.cells:
-        names = []
-        for tag in cell.tags:
-            name = tag.removeprefix(options.tag_prefix) if options.tag_prefix else tag
-            name = extra.get(name, name)
-            if name in valid:
-                names.append(name)
-        if names:
-            found[cell.index] = tuple(dict.fromkeys(names))
-    return found, []
 
 
 def _statements(entry: CellCode) -> list[tuple[_Piece, Facts, bool]]:

@@ -16,6 +16,7 @@ from notebooked_dagster.core.files import write_atomic
 from notebooked_dagster.errors import NotebookReadError
 
 if TYPE_CHECKING:
+    from notebooked_dagster.codegen import GenerateOptions
     from notebooked_dagster.notebook.analysis import AnalysisOptions
 
 _FORMAT = 2
@@ -84,7 +85,7 @@ def code_state(path: Path, config: ExperimentConfig, state: Path) -> CodeState:
         NotebookError: The notebook cannot be used.
     """
     stamp = stamp_of(path)
-    options = (config.model, config.allow_unsupported, config.tag_prefix, sorted(config.extra_tags.items()))
+    options = (config.model, config.tag_prefix, sorted(config.extra_tags.items()))
     cache = state / "cache" / "code" / f"{_digest([_FORMAT, __version__, str(path), *options], 24)}.json"
     known = _cached(cache, path, stamp)
     if known is not None:
@@ -112,12 +113,24 @@ def code_state(path: Path, config: ExperimentConfig, state: Path) -> CodeState:
 def analysis_options(config: ExperimentConfig) -> AnalysisOptions:
     """What a declaration tells the analysis."""
     from notebooked_dagster.notebook.analysis import AnalysisOptions
+    from notebooked_dagster.notebook.tags import TagVocabulary
 
     return AnalysisOptions(
-        tag_prefix=config.tag_prefix,
-        extra_tags=tuple(sorted(config.extra_tags.items())),
+        tags=TagVocabulary(config.tag_prefix, tuple(sorted(config.extra_tags.items()))),
+        model_name=config.model,
+    )
+
+
+def generate_options(config: ExperimentConfig) -> GenerateOptions:
+    """What a declaration tells the generator; a notebook that trains nothing is no experiment."""
+    from notebooked_dagster.codegen import GenerateOptions
+
+    return GenerateOptions(
+        experiment=config.name,
+        hyperparameters=config.hyperparameters,
         model_name=config.model,
         allow_unsupported=config.allow_unsupported,
+        strict=True,
     )
 
 

@@ -1,12 +1,11 @@
-"""What a cell's code does that does not travel: waiting for people, unsupported cells, too much logic; unknown tags."""
+"""What a cell's code does that does not travel: waiting for people, unsupported cells, too much logic."""
 
 from __future__ import annotations
 
 import ast
-import difflib
 from collections.abc import Iterator
 
-from notebooked_dagster.notebook.model import Analysis, CellCode, Finding, Notebook, Role, Tag
+from notebooked_dagster.notebook.model import Analysis, CellCode, Finding, Role
 
 from . import catalogue
 from .config import LintConfig
@@ -23,61 +22,11 @@ _INTERACTIVE = {
     "sys.exit": "ends the process",
     "os._exit": "ends the process",
 }
-#: Tags that Jupyter, Jupyter Book, papermill, nbconvert, nbgrader, nbdev and Colab give a meaning to.
-_OTHER_TOOLS = frozenset(
-    [
-        "injected-parameters",
-        "raises-exception",
-        "hide-input",
-        "hide-output",
-        "hide-cell",
-        "hide_input",
-        "hide_output",
-        "hide_cell",
-        "remove-input",
-        "remove-output",
-        "remove-cell",
-        "remove_input",
-        "remove_output",
-        "remove_cell",
-        "remove-stdout",
-        "remove-stderr",
-        "scroll-output",
-        "full-width",
-        "popout",
-        "margin",
-        "skip-execution",
-        "nbval-skip",
-        "nbval-ignore-output",
-        "nbval-raises-exception",
-        "nbval-check-output",
-        "solution",
-        "exercise",
-        "todo",
-        "export",
-        "exporti",
-        "hide",
-        "default",
-        "active-ipynb",
-        "active-py",
-        "active-py-ipynb",
-        "active-rmd-ipynb",
-        "keep_output",
-        "test",
-        "slide",
-        "subslide",
-        "fragment",
-        "notes",
-        "no_execute",
-        "outputprepend",
-    ]
-)
 _PLAIN = (ast.Import, ast.ImportFrom, ast.Expr, ast.Pass)
 
 
 def check(analysis: Analysis, config: LintConfig) -> Iterator[Finding]:
-    """NB003, NB004, NB005, NB206, NB401."""
-    yield from _tags(analysis.notebook, config)
+    """NB004, NB005, NB206, NB401."""
     for entry in analysis.code:
         for removal in entry.unsupported:
             yield catalogue.UNSUPPORTED_CELL.at(removal.reason, removal.cell, removal.line)
@@ -86,20 +35,6 @@ def check(analysis: Analysis, config: LintConfig) -> Iterator[Finding]:
         if entry.tree is not None:
             yield from _interactive(entry)
     yield from _logic(analysis, config)
-
-
-def _tags(notebook: Notebook, config: LintConfig) -> Iterator[Finding]:
-    ours = [tag.value for tag in Tag]
-    known = {*ours, *_OTHER_TOOLS, *config.extra_tags}
-    for cell in notebook.cells:
-        for tag in cell.tags:
-            prefixed = bool(config.tag_prefix) and tag.startswith(config.tag_prefix)
-            name = tag.removeprefix(config.tag_prefix) if prefixed else tag
-            if (name in ours) or (not prefixed and (name in known or name.lower().startswith("nb-ignore-"))):
-                continue
-            near = difflib.get_close_matches(name.lower(), [*ours, *config.extra_tags], n=1, cutoff=0.6)
-            fix = f"Did you mean {config.tag_prefix if prefixed else ''}{near[0]}?" if near else None
-            yield catalogue.UNKNOWN_TAG.at(f"The tag {tag!r} has no meaning here.", cell.index, fix=fix)
 
 
 def _interactive(entry: CellCode) -> Iterator[Finding]:

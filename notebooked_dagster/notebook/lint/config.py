@@ -21,8 +21,6 @@ class LintConfig:
         threshold: Findings below this severity are not reported.
         max_logic_lines: Lines of logic a cell may hold (NB401).
         allowed_paths: Absolute paths that are everywhere the code runs, by their beginning (NB203).
-        tag_prefix: As in ``AnalysisOptions``.
-        extra_tags: Tags that have a meaning here beside ours, or belong to other tools.
     """
 
     select: frozenset[str] = frozenset()
@@ -31,8 +29,6 @@ class LintConfig:
     threshold: Severity = Severity.INFO
     max_logic_lines: int = 20
     allowed_paths: tuple[str, ...] = ("/opt/ml/", "/tmp/", "/dev/", "/proc/", "/etc/", "/usr/", "/bin/")
-    tag_prefix: str = ""
-    extra_tags: frozenset[str] = frozenset()
 
 
 def matches(rule: str, name: str, patterns: Iterable[str]) -> bool:

@@ -14,6 +14,7 @@ from notebooked_dagster.notebook.analysis import analyse_path
 from notebooked_dagster.notebook.lint import RULES, LintConfig, LintPlugin, Rule, lint, render
 from notebooked_dagster.notebook.lint.locate import FileLines
 from notebooked_dagster.notebook.model import Analysis, Finding, Severity
+from notebooked_dagster.notebook.tags import TagVocabulary
 
 # Put together here so that no scanner takes this file for a leak.
 AWS_KEY = "AKIA" + "QY3FZ7KLMNP2RSTW"
@@ -42,9 +43,14 @@ class Lint:
         self.analysis: Analysis
 
     def __call__(
-        self, *cells: Any, config: LintConfig | None = None, metadata: Any = None, plugins: Any = ()
+        self,
+        *cells: Any,
+        config: LintConfig | None = None,
+        metadata: Any = None,
+        plugins: Any = (),
+        tags: TagVocabulary | None = None,
     ) -> list[Finding]:
-        from notebooked_dagster.notebook.analysis import analyse
+        from notebooked_dagster.notebook.analysis import AnalysisOptions, analyse
         from notebooked_dagster.notebook.reader import read_notebook
 
         document = {
@@ -54,7 +60,8 @@ class Lint:
             "cells": [cell(item) if isinstance(item, str) else item for item in cells],
         }
         self.path.write_text(json.dumps(document, indent=1, ensure_ascii=False), encoding="utf-8")
-        self.analysis = analyse(read_notebook(self.path, keep_output_text=True))
+        notebook = read_notebook(self.path, keep_output_text=True)
+        self.analysis = analyse(notebook, AnalysisOptions(tags or TagVocabulary()))
         return lint(self.analysis, config, plugins=plugins)
 
 
@@ -308,7 +315,7 @@ def test_a_misspelt_tag_names_the_nearest(audit: Lint) -> None:
 
 def test_a_prefixed_tag(audit: Lint) -> None:
     tagged = cell("x = 1", metadata={"tags": ["nb:train", "nb:trian"]})
-    (finding,) = audit(tagged, config=LintConfig(tag_prefix="nb:"))
+    (finding,) = audit(tagged, tags=TagVocabulary("nb:"))
     assert "'nb:trian'" in finding.message
     assert "nb:train" in finding.fix
 
