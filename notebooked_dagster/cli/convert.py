@@ -67,7 +67,10 @@ def convert_command(
 
     def text() -> str:
         lines = [f"{folder}: {', '.join(sorted(scripts.files))}"]
-        lines += [f"{f.severity.value} {f.rule}: {f.message}" for f in scripts.findings]
+        lines += [
+            f"{f.severity.value} {f.rule}{'' if f.cell is None else f', cell {f.cell + 1}'}: {f.message} {f.fix}"
+            for f in scripts.findings
+        ]
         return "\n".join(lines)
 
     session().emit(data, text)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from notebooked_dagster.errors import ConfigError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -125,6 +127,14 @@ def _vocabulary(prefix: str | None, extra: tuple[str, ...]) -> TagVocabulary:
 
         defaults = project_or_default(root).defaults
     words = dict(defaults.get("extra_tags") or {})
+    for word, meaning in words.items():
+        if meaning not in list(Tag):
+            raise ConfigError(
+                f"{word!r} stands for {meaning!r}, which is no tag.",
+                path=root / "config.yaml",
+                key="defaults.extra_tags",
+                hint=f"The tags are {', '.join(Tag)}.",
+            )
     for text in extra:
         word, found, meaning = text.partition("=")
         if not found or meaning not in list(Tag):
