@@ -1,4 +1,4 @@
-"""Where a notebook measures its model: the calls and names whose numbers become metrics."""
+"""Where a notebook measures its model: the calls, expressions and names whose numbers become metrics."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterator, Sequence
 
+from notebooked_dagster.notebook.measures import FITTED_NUMBERS, by_hand
 from notebooked_dagster.notebook.model import Role, Statement
 
 from .emit import Edit
@@ -41,7 +42,7 @@ class MetricNames:
                 self._names[place] = name if number == len(found) else f"{name}_{number}"
 
     def edits(self, statement: Statement) -> list[Edit]:
-        """Insertions that record what the metric calls of a statement return."""
+        """Insertions that record what the measures in a statement come to."""
         found: list[Edit] = []
         for call, _ in _measured(statement):
             quote = _quote_for(statement, call)
@@ -54,19 +55,26 @@ class MetricNames:
         return found
 
 
-def _measured(statement: Statement) -> list[tuple[ast.Call, str | None]]:
+def _measured(statement: Statement) -> list[tuple[ast.expr, str | None]]:
     roles = (Role.EVALUATE, Role.TRAIN, Role.INFERENCE)
     if statement.role not in roles or isinstance(statement.node, _NESTED):
         return []
-    return list(_metric_calls(statement.node))
+    return list(_measures(statement.node))
 
 
-def _named_after_model(call: ast.Call, model_name: str | None) -> str | None:
-    """``tree_score`` for ``tree.score(…)`` where the model is another."""
-    receiver = call.func.value if isinstance(call.func, ast.Attribute) else None
-    if isinstance(receiver, ast.Name) and receiver.id != model_name and _last_name(call) == "score":
-        return f"{receiver.id}_score"
-    return None
+def _named_after_model(measure: ast.expr, model_name: str | None) -> str | None:
+    """``tree_score`` for ``tree.score(…)`` where the model is another, ``grid_best_score`` for ``grid.best_score_``."""
+    if isinstance(measure, ast.Attribute):
+        holder, kind = measure.value, FITTED_NUMBERS[measure.attr]
+    elif (
+        isinstance(measure, ast.Call)
+        and isinstance(measure.func, ast.Attribute)
+        and measure.func.attr == "score"
+    ):
+        holder, kind = measure.func.value, "score"
+    else:
+        return None
+    return f"{holder.id}_{kind}" if isinstance(holder, ast.Name) and holder.id != model_name else None
 
 
 def measured_names(statements: Sequence[Statement]) -> list[str]:
@@ -98,19 +106,25 @@ def measured_names(statements: Sequence[Statement]) -> list[str]:
     return list(names)
 
 
-def _metric_calls(node: ast.AST, target: str | None = None) -> Iterator[tuple[ast.Call, str | None]]:
+def _measures(node: ast.AST, target: str | None = None) -> Iterator[tuple[ast.expr, str | None]]:
     if isinstance(node, (*_NESTED, ast.ListComp, ast.GeneratorExp, ast.DictComp, ast.SetComp)):
         return
     if isinstance(node, ast.Assign):
         only = node.targets[0] if len(node.targets) == 1 else None
-        yield from _metric_calls(node.value, only.id if isinstance(only, ast.Name) else None)
+        yield from _measures(node.value, only.id if isinstance(only, ast.Name) else None)
         return
     if isinstance(node, ast.Call) and _CALLS.match(_last_name(node)) and (node.args or node.keywords):
         yield node, target
         return
+    if isinstance(node, ast.expr) and by_hand(node) is not None:
+        yield node, target
+        return
+    if isinstance(node, ast.Attribute) and node.attr in FITTED_NUMBERS and isinstance(node.ctx, ast.Load):
+        yield node, target
+        return
     for child in ast.iter_child_nodes(node):
         # `mse = mean_squared_error(…) ** 0.5` measures something, but not `mse`.
-        yield from _metric_calls(child, None)
+        yield from _measures(child, None)
 
 
 def _last_name(call: ast.Call) -> str:
@@ -119,15 +133,17 @@ def _last_name(call: ast.Call) -> str:
     return call.func.id if isinstance(call.func, ast.Name) else ""
 
 
-def _derived(call: ast.Call) -> str:
-    name = _last_name(call)
+def _derived(measure: ast.expr) -> str:
+    if isinstance(measure, ast.Attribute):
+        return FITTED_NUMBERS[measure.attr]
+    name = by_hand(measure) or (_last_name(measure) if isinstance(measure, ast.Call) else "")
     for suffix in ("_score",):
         if name.endswith(suffix) and name not in ("cross_val_score", "r2_score"):
             name = name[: -len(suffix)]
     return {"r2_score": "r2", "cross_val_score": "cv_score"}.get(name, name)
 
 
-def _quote_for(statement: Statement, call: ast.Call) -> str | None:
+def _quote_for(statement: Statement, call: ast.expr) -> str | None:
     """The quote to name a metric with; None where the call's place in the source cannot be trusted.
 
     Inside an f-string Python 3.11 does not always know where an expression stands: only where the text found there

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from . import calls as known
 from .flow import Flow, Node, SeenCall
+from .measures import AVERAGES, FITTED_NUMBERS, FITTED_REPORTS, by_hand
 
 _PREPARER_NAME = re.compile(
     r"(?i)^(?:\w*scaler?\w*|\w*encoder|enc|le|lb|mlb|ohe|\w*vectori[sz]er|vec|tfidf\w*|cv|\w*imputer|\w*imp|\w*tokenizer|tok|\w*binarizer"
@@ -25,21 +26,7 @@ _METRIC_NAMES = re.compile(
     r"(?i)^(?:\w*accurac\w*|acc|\w*_acc|acc_\w*|\w*_?correct|n_correct|num_correct|precision\w*|recall\w*|\w*f1\w*|\w*auc\w*|\w*rmse\w*|mse\w*|\w*_mse|"
     r"mae\w*|\w*_mae|\w*mape\w*|r2\w*|\w*_r2|test_loss\w*|val_loss\w*|\w*_error|\w*_errors|error_rate|\w*scores?|confusion\w*|conf_mat\w*|cm|report)$"
 )
-_FITTED_ATTRIBUTES = frozenset(
-    [
-        "best_score_",
-        "best_params_",
-        "inertia_",
-        "aic",
-        "bic",
-        "rsquared",
-        "rsquared_adj",
-        "oob_score_",
-        "cv_results_",
-        "loss_curve_",
-        "best_score",
-    ]
-)
+_FITTED_ATTRIBUTES = FITTED_REPORTS | FITTED_NUMBERS.keys()
 
 
 @dataclass(slots=True)
@@ -385,6 +372,8 @@ def _look_at_words(node: Node, found: Look) -> None:
         if known.last(dotted) in _FITTED_ATTRIBUTES:
             found.metric = dotted
             return
+    if any(seen.method in AVERAGES for seen in node.calls):
+        found.metric = next((kind for part in ast.walk(node.stmt) if (kind := by_hand(part)) is not None), "")
 
 
 def _look_at_expression(stmt: ast.Expr, node: Node, found: Look) -> None:
