@@ -29,7 +29,9 @@ _SUMS = frozenset({"sum", "reduce_sum", "count_nonzero"})
 _ROOTS = frozenset({"sqrt"})
 _SQUARES = frozenset({"square"})
 _ABSOLUTE = frozenset({"abs", "absolute", "fabs"})
-_WRAPPERS = frozenset({"float", "double", "int", "array", "asarray", "astype", "cast", "to_numpy", "cpu", "long"})
+_WRAPPERS = frozenset(
+    {"float", "double", "int", "array", "asarray", "astype", "cast", "to_numpy", "cpu", "long"}
+)
 
 
 def by_hand(node: ast.AST) -> str | None:

@@ -8,6 +8,7 @@ from .calls import BUILTIN_NAMES
 from .classify import Classification
 from .flow import Flow
 from .model import CellCode, Finding, Notebook, Role, Severity, Slice, Stage
+from .skew import skew
 
 
 def is_python(language: str) -> bool:
@@ -41,7 +42,7 @@ def observe(
                 )
             )  # fmt: skip
     findings.extend(_names(flow, outcome))
-    findings.extend(_skew(flow, outcome, slices))
+    findings.extend(skew(flow, outcome, slices))
     findings.sort(key=lambda finding: (finding.cell if finding.cell is not None else -1, finding.line or 0))
     return findings
 
@@ -68,29 +69,6 @@ def _names(flow: Flow, outcome: Classification) -> list[Finding]:
                 Finding(
                     "NB102", "undefined-name", Severity.ERROR, f"{name} is defined nowhere in the notebook.",
                     f"Define {name}, or remove its use; its cell may have been deleted.", node.cell, node.stmt.lineno,
-                )
-            )  # fmt: skip
-    return findings
-
-
-def _skew(flow: Flow, outcome: Classification, slices: Mapping[Stage, Slice]) -> list[Finding]:
-    """Names inference reads that only training makes, the model apart."""
-    part = slices.get(Stage.INFERENCE)
-    if part is None:
-        return []
-    findings = []
-    training = {index for index, verdict in enumerate(outcome.verdicts) if verdict.role is Role.TRAIN}
-    for index in outcome.inference:
-        node = flow.nodes[index]
-        for name in sorted(node.deps):
-            made = [source for source in node.deps[name] if source in training]
-            if not made or name in outcome.models or name in flow.imports or name.startswith("\0"):
-                continue
-            findings.append(
-                Finding(
-                    "NB301", "train-inference-skew", Severity.WARNING,
-                    f"Inference reads {name}, which only training makes (cell {flow.nodes[made[0]].cell + 1}).",
-                    f"Make {name} in preprocessing, or save it with the model.", node.cell, node.stmt.lineno,
                 )
             )  # fmt: skip
     return findings
