@@ -67,6 +67,16 @@ def generate(analysis: Analysis, options: GenerateOptions | None = None) -> Gene
     return _Generation(analysis, options, trains).run()
 
 
+def _told(analysis: Analysis, statements: Sequence[Statement]) -> list[Finding]:
+    """What analysis found that decides how the scripts behave: tags that decide nothing, skew, names defined too late."""
+    places = {(statement.cell, statement.node.lineno) for statement in statements}
+    return [
+        item
+        for item in analysis.findings
+        if item.rule in ("NB003", "NB301") or (item.rule == "NB101" and (item.cell, item.line) in places)
+    ]
+
+
 class _Generation:
     """One run of the generator: the pieces that its steps hand on."""
 
@@ -74,8 +84,7 @@ class _Generation:
         self.analysis = analysis
         self.options = options
         self.trains = trains
-        # A misspelt tag decides nothing, and the scripts are where one notices.
-        self.findings: list[Finding] = [item for item in analysis.findings if item.rule == "NB003"]
+        self.findings: list[Finding] = []
         self.edits: dict[tuple[int, int], list[Edit]] = {}
         statements = [
             statement for statement in training_statements(analysis) if not _ends_process(statement)
@@ -95,6 +104,7 @@ class _Generation:
         statements = self._with_extras(statements, made)
         constant_keys = {statement.key for statement in self.constants}
         self.statements = [statement for statement in statements if statement.key not in constant_keys]
+        self.findings.extend(_told(analysis, statements))
         self.taken = frozenset(name for statement in analysis.statements for name in statement.defines)
         self.plan = self._plan()
 
