@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from notebooked_dagster.notebook.model import Statement
 
@@ -22,10 +22,30 @@ _ELSEWHERE = re.compile(r"^(?:[a-z][a-z0-9+.-]*://|s3:|gs:)", re.IGNORECASE)
 _WRITING = re.compile(r"[wax+]")
 
 
-def edits(statement: Statement) -> list[Edit]:
-    """Insertions that wrap each literal path which a statement reads in ``data_file(…)``."""
+def names_read(statements: Iterable[Statement]) -> frozenset[str]:
+    """Names that are handed to a function which reads the file they name."""
+    return frozenset(
+        call.args[0].id
+        for statement in statements
+        for call in ast.walk(statement.node)
+        if isinstance(call, ast.Call)
+        and _READERS.match(_name(call.func))
+        and not _writes(call)
+        and call.args
+        and isinstance(call.args[0], ast.Name)
+    )
+
+
+def edits(statement: Statement, read_by_name: frozenset[str] = frozenset()) -> list[Edit]:
+    """Insertions that wrap each literal path which a statement reads in ``data_file(…)``.
+
+    Args:
+        statement: The statement.
+        read_by_name: Names that something reads a file by; what is bound to another name need not be a file here.
+    """
     found: list[Edit] = []
-    for literal in _paths(statement.node):
+    for literal, target in _paths(statement.node):
+        read = target is None or target in read_by_name
         if literal.end_lineno is None or literal.end_col_offset is None:
             continue
         found.append(
@@ -39,7 +59,7 @@ def edits(statement: Statement) -> list[Edit]:
             Edit(
                 (literal.end_lineno, literal.end_col_offset),
                 (literal.end_lineno, literal.end_col_offset),
-                ")",
+                ")" if read else ", required=False)",
             )
         )
     return found
@@ -47,7 +67,7 @@ def edits(statement: Statement) -> list[Edit]:
 
 def paths(statement: Statement) -> list[str]:
     """The literal paths a statement reads."""
-    return [str(literal.value) for literal in _paths(statement.node)]
+    return [str(literal.value) for literal, _ in _paths(statement.node)]
 
 
 def is_data_path(text: str) -> bool:
@@ -55,7 +75,8 @@ def is_data_path(text: str) -> bool:
     return bool(_DATA_FILE.search(text)) and not _ELSEWHERE.match(text) and "\n" not in text
 
 
-def _paths(root: ast.AST) -> Iterator[ast.Constant]:
+def _paths(root: ast.AST) -> Iterator[tuple[ast.Constant, str | None]]:
+    """Literal paths, and the name that each is bound to; None for those read where they stand."""
     in_fstrings = {
         id(inner) for node in ast.walk(root) if isinstance(node, ast.JoinedStr) for inner in ast.walk(node)
     }
@@ -64,7 +85,7 @@ def _paths(root: ast.AST) -> Iterator[ast.Constant]:
         for literal in _candidates(node):
             if id(literal) not in seen and id(literal) not in in_fstrings:
                 seen.add(id(literal))
-                yield literal
+                yield literal, _target(node)
 
 
 def _candidates(node: ast.AST) -> Iterator[ast.Constant]:
@@ -82,6 +103,13 @@ def _candidates(node: ast.AST) -> Iterator[ast.Constant]:
                 yield value  # type: ignore[misc]
     elif isinstance(node, ast.Assign) and _is_path(node.value, known_reader=False):
         yield node.value  # type: ignore[misc]
+
+
+def _target(node: ast.AST) -> str | None:
+    if not isinstance(node, ast.Assign):
+        return None
+    first = node.targets[0]
+    return first.id if isinstance(first, ast.Name) else ""
 
 
 def _is_path(value: ast.AST | None, *, known_reader: bool) -> bool:

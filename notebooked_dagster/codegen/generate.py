@@ -261,8 +261,9 @@ class _Generation:
     def _collect_edits(self) -> None:
         names = MetricNames(self.statements, self.model)
         values = {item.name: item for item in self.hyperparameters}
+        read = datafiles.names_read(self.statements)
         for statement in (*self.statements, *self.constants):
-            found = [*names.edits(statement), *datafiles.edits(statement), *_main_guard(statement)]
+            found = [*names.edits(statement), *datafiles.edits(statement, read), *_main_guard(statement)]
             found += _configured(statement, values)
             if found:
                 self.edits[statement.key] = found

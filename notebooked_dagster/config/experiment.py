@@ -210,6 +210,7 @@ class ExperimentConfig(Strict):
         model: The notebook's name for the model, where analysis is to be overruled.
         registered_model: Name in the MLflow registry; the experiment's where left out, ``false`` for none.
         tracking: Whether runs are logged to MLflow.
+        autolog: Whether MLflow also logs what it finds out about the framework by itself (curves, estimator parameters).
         owners: Mail addresses, or ``team:<name>``.
         kinds: Further kinds to show in the UI.
         tags: Further tags of the assets.
@@ -242,6 +243,7 @@ class ExperimentConfig(Strict):
     model: str | None = None
     registered_model: Text | Literal[False] | None = None
     tracking: bool = True
+    autolog: bool = True
     owners: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
     tags: dict[str, Text] = Field(default_factory=dict)

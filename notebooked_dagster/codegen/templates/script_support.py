@@ -153,10 +153,11 @@ def _seed(value):
 # --- data --------------------------------------------------------------------------------------------------------
 
 
-def data_file(path):
+def data_file(path, required=True):
     """Where a file that the notebook names lies here.
 
-    Looked for under --data-path (or is that file), then beside the notebook, then in the working folder.
+    Looked for under --data-path (or is that file), then beside the notebook, then in the working folder. What is only
+    given a name is not ``required``: it may be part of a longer path, or a file that is yet to be written.
     """
     wanted = Path(path)
     if wanted.is_absolute() and wanted.exists():
@@ -174,12 +175,14 @@ def data_file(path):
     for place in places:
         if place.exists():
             return str(place)
-    raise FileNotFoundError(
-        2,
-        "the notebook reads this file and it is in none of "
-        f"{', '.join(str(place) for place in places) or 'the places known'}; pass --data-path",
-        path,
+    missing = f"it is in none of {', '.join(str(place) for place in places) or 'the places known'}"
+    if required:
+        raise FileNotFoundError(2, f"the notebook reads this file and {missing}; pass --data-path", path)
+    print(
+        f"note: {path!r} has a name and {missing}; if it is to be read from there, pass --data-path",
+        file=sys.stderr,
     )
+    return path
 
 
 # --- metrics -----------------------------------------------------------------------------------------------------
@@ -729,11 +732,19 @@ def serve(inference, argv=None):
 
 
 def start_tracking():
-    """Turn on autologging where it is asked for; a no-op without MLflow."""
-    if os.environ.get("MLFLOW_TRACKING_URI") and os.environ.get("NOTEBOOKED_MLFLOW_AUTOLOG") == "1":
+    """Turn on autologging where it is asked for, into the run that MLFLOW_RUN_ID names. Training goes on without."""
+    if not os.environ.get("MLFLOW_TRACKING_URI") or os.environ.get("NOTEBOOKED_MLFLOW_AUTOLOG") != "1":
+        return
+    try:
         import mlflow
 
-        mlflow.autolog(log_models=False, silent=True)
+        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        # Without a run of ours each `fit` would start and end one of its own.
+        mlflow.start_run(run_id=os.environ.get("MLFLOW_RUN_ID"))
+        # The model is logged at the end, with its signature and as it is saved.
+        mlflow.autolog(log_models=False, log_datasets=False, silent=True)
+    except Exception as error:
+        print(f"warning: MLflow autologging is off: {error}", file=sys.stderr)
 
 
 def log_to_mlflow(folder, description, model, example, predict):
@@ -751,7 +762,15 @@ def log_to_mlflow(folder, description, model, example, predict):
     joined = os.environ.get("MLFLOW_RUN_ID")
     try:
         run = mlflow.active_run() or mlflow.start_run(run_id=joined)
-        mlflow.log_params({key: str(value)[:500] for key, value in description["hyperparameters"].items()})
+        # A parameter never changes: what autologging found under the same name stays as it is.
+        known = mlflow.get_run(run.info.run_id).data.params
+        mlflow.log_params(
+            {
+                key: str(value)[:500]
+                for key, value in description["hyperparameters"].items()
+                if key not in known
+            }
+        )
         mlflow.log_metrics(description["metrics"])
         _log_model(mlflow, folder, description, model, example, predict)
         print(f"logged to MLflow run {run.info.run_id}")
