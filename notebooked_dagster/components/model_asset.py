@@ -234,7 +234,7 @@ def experiment_of(
             **({"partition": partition} if partition else {}),
         },
         tracking_uri=tracking_uri if config.tracking else None,
-        autolog=config.tracking and config.autolog,
+        autolog=config.autolog if config.tracking else False,
         registered_model=config.model_registry_name,
         idempotency_token=attempt_of,
     )

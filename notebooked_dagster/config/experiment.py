@@ -210,7 +210,8 @@ class ExperimentConfig(Strict):
         model: The notebook's name for the model, where analysis is to be overruled.
         registered_model: Name in the MLflow registry; the experiment's where left out, ``false`` for none.
         tracking: Whether runs are logged to MLflow.
-        autolog: Whether MLflow also logs what it finds out about the framework by itself (curves, estimator parameters).
+        autolog: MLflow's autologging: ``auto`` for frameworks with a curve a run (LightGBM, XGBoost, Keras, Lightning, fastai),
+            ``true`` for whatever MLflow knows (some seconds more), ``false`` for none.
         owners: Mail addresses, or ``team:<name>``.
         kinds: Further kinds to show in the UI.
         tags: Further tags of the assets.
@@ -243,7 +244,7 @@ class ExperimentConfig(Strict):
     model: str | None = None
     registered_model: Text | Literal[False] | None = None
     tracking: bool = True
-    autolog: bool = True
+    autolog: bool | Literal["auto"] = "auto"
     owners: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
     tags: dict[str, Text] = Field(default_factory=dict)

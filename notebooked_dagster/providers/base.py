@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from notebooked_dagster.errors import CapabilityError, EndpointNotFoundError
 
@@ -79,7 +79,7 @@ class Experiment:
         tracking_uri: MLflow server; None trains without tracking.
         registered_model: Name to register the model under; None does not register.
         idempotency_token: Two ``train`` calls with the same token are one job.
-        autolog: Ask ``train.py`` to use the framework's MLflow autologging on top of what it logs itself.
+        autolog: Ask ``train.py`` to use MLflow's autologging on top of what it logs itself; ``auto`` where that adds a curve.
         memory_limit: Bytes that training may use; None for the provider's own limit.
     """
 
@@ -97,7 +97,7 @@ class Experiment:
     tracking_uri: str | None = None
     registered_model: str | None = None
     idempotency_token: str | None = None
-    autolog: bool = False
+    autolog: bool | Literal["auto"] = False
     memory_limit: int | None = None
 
 

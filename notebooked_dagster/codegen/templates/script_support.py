@@ -731,9 +731,33 @@ def serve(inference, argv=None):
 # --- MLflow ------------------------------------------------------------------------------------------------------
 
 
+# Frameworks of which MLflow records a curve while they train, which the script does not see. For the others it only
+# repeats what is logged anyway, and takes seconds to start.
+_CURVES = {
+    "lightgbm": "lightgbm",
+    "xgboost": "xgboost",
+    "tensorflow": "tensorflow",
+    "keras": "keras",
+    "lightning": "pytorch",
+    "pytorch_lightning": "pytorch",
+    "fastai": "fastai",
+}
+
+
 def start_tracking():
-    """Turn on autologging where it is asked for, into the run that MLFLOW_RUN_ID names. Training goes on without."""
-    if not os.environ.get("MLFLOW_TRACKING_URI") or os.environ.get("NOTEBOOKED_MLFLOW_AUTOLOG") != "1":
+    """Turn on autologging where it is asked for, into the run that MLFLOW_RUN_ID names. Training goes on without.
+
+    NOTEBOOKED_MLFLOW_AUTOLOG: 1 for whatever MLflow knows, auto for those of the imported frameworks that have curves.
+    """
+    wanted = os.environ.get("NOTEBOOKED_MLFLOW_AUTOLOG")
+    curves = list(dict.fromkeys(name for module, name in _CURVES.items() if module in sys.modules))
+    if "tensorflow" in curves and "keras" in curves:
+        curves.remove("keras")  # its Keras is covered
+    if (
+        not os.environ.get("MLFLOW_TRACKING_URI")
+        or wanted not in ("1", "auto")
+        or (wanted == "auto" and not curves)
+    ):
         return
     try:
         import mlflow
@@ -742,7 +766,11 @@ def start_tracking():
         # Without a run of ours each `fit` would start and end one of its own.
         mlflow.start_run(run_id=os.environ.get("MLFLOW_RUN_ID"))
         # The model is logged at the end, with its signature and as it is saved.
-        mlflow.autolog(log_models=False, log_datasets=False, silent=True)
+        if wanted == "1":
+            mlflow.autolog(log_models=False, log_datasets=False, silent=True)
+        else:
+            for name in curves:
+                importlib.import_module(f"mlflow.{name}").autolog(log_models=False, silent=True)
     except Exception as error:
         print(f"warning: MLflow autologging is off: {error}", file=sys.stderr)
 

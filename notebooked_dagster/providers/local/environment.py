@@ -91,7 +91,7 @@ def job_environment(
         # In Jupyter a notebook imports the modules that lie beside it.
         environment["PYTHONPATH"] = str(notebook_folder)
     if experiment.autolog:
-        environment["NOTEBOOKED_MLFLOW_AUTOLOG"] = "1"
+        environment["NOTEBOOKED_MLFLOW_AUTOLOG"] = "auto" if experiment.autolog == "auto" else "1"
     return {
         **environment,
         **experiment.environment,

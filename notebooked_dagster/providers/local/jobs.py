@@ -23,7 +23,7 @@ import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import filelock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -100,7 +100,7 @@ class JobSpec(BaseModel):
     tags: dict[str, str] = Field(default_factory=dict)
     registered_model: str | None = None
     tracking_required: bool = False
-    autolog: bool = False
+    autolog: bool | Literal["auto"] = False
 
 
 class Handover(BaseModel):
