@@ -15,11 +15,14 @@ from notebooked_dagster.providers.base import Experiment
 
 from .process import MARK
 
-# What a process needs to find its programs, its home, its language, its threads and devices. No credentials.
+# What a process needs to find its programs, its home, its language, its threads and devices, and what decides the last
+# digits of its numbers: the same notebook, run by hand beside it, has that too. No credentials.
 _PASSED = (
     "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "LC_*", "TZ", "TMPDIR",
     "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CONDA_PREFIX", "VIRTUAL_ENV",
     "*_NUM_THREADS", "CUDA_HOME", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES",
+    "OPENBLAS_*", "MKL_*", "OMP_*", "KMP_*", "GOMP_*", "BLIS_*", "NVPL_*", "VECLIB_*", "CUBLAS_*", "NUMBA_*", "XLA_*",
+    "TF_*", "PYTORCH_*", "NPY_*", "PYTHONHASHSEED",
     "XDG_CACHE_HOME", "XDG_DATA_HOME", "HF_HOME", "TORCH_HOME", "SCIKIT_LEARN_DATA", "NLTK_DATA", "MPLBACKEND",
     "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
     "MLFLOW_*", "DO_NOT_TRACK",
