@@ -74,12 +74,6 @@ def _deployment_config(weight: int) -> dict[str, dg.Field]:
     }
 
 
-def endpoint_name(spec: ExperimentSpec, partition: str | None) -> str:
-    """The endpoint of an experiment, or of one of its data sets."""
-    name = spec.config.endpoint_name
-    return f"{name}-{partition}" if partition is not None and spec.endpoint_partitions is not None else name
-
-
 def deploy(spec: ExperimentSpec, context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
     """Deploy the newest model, or the one that was asked for."""
     asked: Mapping[str, Any] = context.op_execution_context.op_config
@@ -96,12 +90,13 @@ def deploy(spec: ExperimentSpec, context: dg.AssetExecutionContext) -> dg.Materi
     provider = providers.get(provider_name)
     metrics = metadata_value(newest, "metrics") or {}
     if asked["model_uri"] is None:
-        _check_gate(spec, metrics, providers, provider_name)
+        _check_gate(spec, metrics, providers, provider_name, partition)
     experiment = experiment_of(spec, {}, tracking.address, partition, run_id=context.run.run_id)
     labels = {
         "experiment": spec.name,
         "dagster_run": context.run.run_id,
-        "metrics": json.dumps(metrics),
+        # Those of the newest model belong to no other.
+        **({"metrics": json.dumps(metrics)} if asked["model_uri"] is None else {}),
         **{
             name: str(value)
             for name in ("model_version", "mlflow_run_id", "job")
@@ -109,7 +104,7 @@ def deploy(spec: ExperimentSpec, context: dg.AssetExecutionContext) -> dg.Materi
         },
     }
     live = provider.deploy(
-        experiment, uri, endpoint_name(spec, partition), weight=asked["weight"], labels=labels
+        experiment, uri, spec.endpoint_name(partition), weight=asked["weight"], labels=labels
     )
     context.log.info("%s serves at %s (%s).", live.name, live.url, live.status.value)
     return dg.MaterializeResult(
@@ -129,11 +124,15 @@ def newest_model(
 
 
 def _check_gate(
-    spec: ExperimentSpec, metrics: Mapping[str, float], providers: ProviderResource, provider_name: str
+    spec: ExperimentSpec,
+    metrics: Mapping[str, float],
+    providers: ProviderResource,
+    provider_name: str,
+    partition: str | None,
 ) -> None:
     """A model that did not pass is not deployed by asking for the endpoint alone, either."""
     gates = [gate for gate in spec.config.metric_gate if gate.min is not None or gate.max is not None]
-    champion = champion_metrics(spec, providers, provider_name)
+    champion = champion_metrics(spec, providers, provider_name, partition)
     problems = [text for gate in gates for text in gate_problems(gate, metrics, champion)]
     if problems:
         raise GateError(
@@ -224,7 +223,7 @@ def endpoint_names(spec: ExperimentSpec, instance: dg.DagsterInstance) -> list[s
         return [spec.config.endpoint_name]
     event = latest(instance, spec.key("endpoint"))
     partition = event.partition if event is not None else None
-    return [endpoint_name(spec, partition)]
+    return [spec.endpoint_name(partition)]
 
 
 def health_result(spec: ExperimentSpec, live: Endpoint) -> dg.AssetCheckResult:

@@ -114,7 +114,7 @@ def train(spec: ExperimentSpec, context: dg.AssetExecutionContext) -> dg.Materia
         kept = _kept(spec, context.instance, provider, fingerprint, partition)
         if kept is not None:
             context.log.info("Nothing that trains %s has changed; its last model is kept.", experiment.name)
-            return _again(spec, kept, providers, asked["provider"])
+            return _again(spec, kept, providers, asked["provider"], partition)
     context.log.info("Training %s with provider %s.", experiment.name, provider.name)
     # The lines go to the step's captured output; an event for each would fill the event log.
     job = provider.train(experiment, wait=True, on_log=lambda line: print(line, flush=True))
@@ -124,7 +124,9 @@ def train(spec: ExperimentSpec, context: dg.AssetExecutionContext) -> dg.Materia
     page = tracking.run_page(job.mlflow_run_id) if job.mlflow_run_id else None
     results = []
     if spec.config.metric_gate:
-        results.append(gate_result(spec, job.metrics, champion_metrics(spec, providers, asked["provider"])))
+        results.append(
+            gate_result(spec, job.metrics, champion_metrics(spec, providers, asked["provider"], partition))
+        )
     return dg.MaterializeResult(
         asset_key=spec.key("model"),
         data_version=dg.DataVersion(job.id),
@@ -174,13 +176,17 @@ def _kept(
 
 
 def _again(
-    spec: ExperimentSpec, kept: dg.AssetMaterialization, providers: ProviderResource, provider: str
+    spec: ExperimentSpec,
+    kept: dg.AssetMaterialization,
+    providers: ProviderResource,
+    provider: str,
+    partition: str | None,
 ) -> dg.MaterializeResult[Any]:
     """The same model once more: same data version, so that nothing downstream becomes stale."""
     metrics = metadata_value(kept, "metrics") or {}
     results = []
     if spec.config.metric_gate:
-        results.append(gate_result(spec, metrics, champion_metrics(spec, providers, provider)))
+        results.append(gate_result(spec, metrics, champion_metrics(spec, providers, provider, partition)))
     return dg.MaterializeResult(
         asset_key=spec.key("model"),
         data_version=dg.DataVersion(str(metadata_value(kept, "job"))),
@@ -363,7 +369,7 @@ def gate_result(
 
 
 def champion_metrics(
-    spec: ExperimentSpec, providers: ProviderResource, provider_name: str
+    spec: ExperimentSpec, providers: ProviderResource, provider_name: str, partition: str | None
 ) -> Mapping[str, float] | None:
     """The metrics of what the endpoint serves now; None where nothing is served or nothing is known of it."""
     if not any(gate.better_than for gate in spec.config.metric_gate):
@@ -371,7 +377,7 @@ def champion_metrics(
     from notebooked_dagster.errors import EndpointNotFoundError
 
     try:
-        endpoint = providers.get(provider_name).endpoint(spec.config.endpoint_name)
+        endpoint = providers.get(provider_name).endpoint(spec.endpoint_name(partition))
     except EndpointNotFoundError:
         return None
     served = next((item for item in endpoint.deployments if item.role == "champion"), None)

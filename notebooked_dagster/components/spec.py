@@ -78,6 +78,13 @@ class ExperimentSpec:
         asked = self.config.partitions
         return self.partitions if asked is not None and asked.daily is None else None
 
+    def endpoint_name(self, partition: str | None = None) -> str:
+        """The endpoint, or that of one of several data sets."""
+        name = self.config.endpoint_name
+        return (
+            f"{name}-{partition}" if partition is not None and self.endpoint_partitions is not None else name
+        )
+
     def asset(self, part: str, *, deps: list[Any] | None = None, **more: Any) -> dg.AssetSpec:
         """The specification of one of the assets, with the labels all of them have."""
         kinds = {*_kinds(part, self.config), *(self.config.kinds if part == "model" else ())}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import sys
@@ -35,6 +36,7 @@ from notebooked_dagster.serving.processes import identify
 from . import environment, jobs, logs, starting
 from .inference_code import newer_code
 from .jobs import Failure, Handover, JobRecord, JobSpec, JobStore, TrackingState
+from .run_tracking import model_facts
 
 if TYPE_CHECKING:
     from notebooked_dagster.serving.control import EndpointControl, EndpointState
@@ -330,7 +332,12 @@ class LocalProvider(BaseProvider):
             host=self._serve_host,
             python=self._serving_python(model_uri),
             env=dict(experiment.environment),
-            labels={"experiment": experiment.name, **(labels or {})},
+            # The model's own, so that a later one can be compared with it, whoever deployed it.
+            labels={
+                "experiment": experiment.name,
+                "metrics": json.dumps(model_facts(folder).get("metrics", {})),
+                **(labels or {}),
+            },
             health_timeout=self._health_timeout,
         )
         return self._endpoint(self._control.deploy(spec))
