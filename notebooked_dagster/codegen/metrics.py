@@ -84,12 +84,8 @@ def measured_names(statements: Sequence[Statement]) -> list[str]:
         if isinstance(statement.node, _NESTED) or statement.role not in (Role.EVALUATE, Role.TRAIN):
             continue
         node = statement.node
-        if (
-            isinstance(node, ast.Assign)
-            and isinstance(node.value, ast.Call)
-            and _CALLS.match(_last_name(node.value))
-        ):
-            continue  # the call itself is recorded
+        if isinstance(node, ast.Assign) and _is_measure(node.value):
+            continue  # the expression itself is recorded
         targets = node.targets if isinstance(node, ast.Assign) else []
         for target in targets:
             for inner in target.elts if isinstance(target, ast.Tuple | ast.List) else [target]:
@@ -113,18 +109,20 @@ def _measures(node: ast.AST, target: str | None = None) -> Iterator[tuple[ast.ex
         only = node.targets[0] if len(node.targets) == 1 else None
         yield from _measures(node.value, only.id if isinstance(only, ast.Name) else None)
         return
-    if isinstance(node, ast.Call) and _CALLS.match(_last_name(node)) and (node.args or node.keywords):
-        yield node, target
-        return
-    if isinstance(node, ast.expr) and by_hand(node) is not None:
-        yield node, target
-        return
-    if isinstance(node, ast.Attribute) and node.attr in FITTED_NUMBERS and isinstance(node.ctx, ast.Load):
+    if isinstance(node, ast.expr) and _is_measure(node):
         yield node, target
         return
     for child in ast.iter_child_nodes(node):
         # `mse = mean_squared_error(…) ** 0.5` measures something, but not `mse`.
         yield from _measures(child, None)
+
+
+def _is_measure(node: ast.expr) -> bool:
+    if isinstance(node, ast.Call) and _CALLS.match(_last_name(node)) and (node.args or node.keywords):
+        return True
+    if isinstance(node, ast.Attribute) and node.attr in FITTED_NUMBERS and isinstance(node.ctx, ast.Load):
+        return True
+    return by_hand(node) is not None
 
 
 def _last_name(call: ast.Call) -> str:

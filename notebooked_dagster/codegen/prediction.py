@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import builtins
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from notebooked_dagster.notebook.model import Analysis, Role, Stage, Statement
@@ -95,7 +95,12 @@ def find(analysis: Analysis, training: Sequence[Statement], model: str | None) -
     available = {name for statement in training for name in statement.defines}
     found = _by_function(analysis, own, model, available)
     if found is None and model is not None:
-        found = _by_replay(own, model, available) or _by_evaluation(training, model, available)
+        routines = {
+            statement.node.name
+            for statement in analysis.statements
+            if isinstance(statement.node, ast.FunctionDef)
+        }
+        found = _by_replay(own, model, available, routines) or _by_evaluation(training, model, available)
     return found or _default(training, model, available)
 
 
@@ -212,13 +217,15 @@ def _called_with(
 # --- flat code ---------------------------------------------------------------------------------------------------
 
 
-def _by_replay(own: Sequence[Statement], model: str, available: set[str]) -> Prediction | None:
+def _by_replay(
+    own: Sequence[Statement], model: str, available: set[str], routines: set[str]
+) -> Prediction | None:
     flat = [statement for statement in own if not isinstance(statement.node, ast.FunctionDef | ast.ClassDef)]
     for index, statement in enumerate(flat):
         call = _prediction_call(statement.node, model)
         if call is None or isinstance(statement.node, ast.For | ast.While | ast.If | ast.Try):
             continue
-        made = _replay(statement, call, flat[:index], own, available)
+        made = _replay(statement, call, flat[:index], own, available, routines)
         if made is not None:
             return made
     return None
@@ -230,6 +237,7 @@ def _replay(
     before: Sequence[Statement],
     own: Sequence[Statement],
     available: set[str],
+    routines: set[str],
 ) -> Prediction | None:
     chain = _chain(statement, before)
     if chain is None:
@@ -242,13 +250,20 @@ def _replay(
         assert isinstance(node, ast.Assign)
         target = node.targets[0]
         assert isinstance(target, ast.Name)
-        parameter, example = target.id, node.value
-        body = [line for item in middle for line in item.text.split("\n")] + tail + [f"return {result}"]
-        returned = {inner.id for inner in ast.walk(ast.parse(result)) if isinstance(inner, ast.Name)}
+        parameter = target.id
+        example, prepared = _prepared(node.value, parameter, routines)
+        body = [
+            *prepared,
+            *(line for item in middle for line in item.text.split("\n")),
+            *tail,
+            f"return {result}",
+        ]
+        returned = _names_in(result)
         read = set().union(*(item.uses for item in middle), statement.uses if tail else returned)
+        read |= {name for line in prepared for name in _names_in(line)}
         bound = {name for item in middle for name in item.defines} | statement.defines
     else:
-        inner = _innermost(_argument(call))
+        inner = _innermost(_argument(call), routines)
         if inner is None or middle:
             return None
         parameter, example = "data", inner
@@ -276,6 +291,30 @@ def _replay(
         example_needs=frozenset(example_read - _BUILTINS) if usable else frozenset(),
         origin=(statement.cell,),
     )
+
+
+def _names_in(text: str) -> set[str]:
+    return {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
+
+
+def _prepared(value: ast.expr, parameter: str, routines: set[str]) -> tuple[ast.expr, list[str]]:
+    """The raw input in ``scaler.transform(raw)`` or ``add_features(raw)``, and the line that prepares it so.
+
+    What a request brings is raw: a fitted transformer, or a function of the notebook's own, stands between.
+    """
+    inner = value
+    while (
+        isinstance(inner, ast.Call)
+        and inner.args
+        and not isinstance(inner.args[0], ast.Starred | ast.Constant)
+    ):
+        by_method = isinstance(inner.func, ast.Attribute) and inner.func.attr == "transform"
+        by_routine = isinstance(inner.func, ast.Name) and inner.func.id in routines and len(inner.args) == 1
+        if not by_method and not by_routine:
+            break
+        inner = inner.args[0]
+    text = None if inner is value else _replaced(ast.unparse(value), ast.unparse(inner), parameter)
+    return (value, []) if text is None else (inner, [f"{parameter} = {text}"])
 
 
 def _chain(
@@ -462,10 +501,15 @@ def _argument(call: ast.Call) -> ast.expr | None:
     )
 
 
-def _innermost(value: ast.expr | None) -> ast.expr | None:
-    """The data inside a chain of row-wise transformations."""
+def _innermost(value: ast.expr | None, routines: Collection[str] = ()) -> ast.expr | None:
+    """The data inside a chain of row-wise transformations, functions of the notebook's own among them."""
     while isinstance(value, ast.Call):
         name = _attribute(value)
+        if isinstance(value.func, ast.Name) and name in routines:
+            if len(value.args) != 1 or isinstance(value.args[0], ast.Starred | ast.Constant):
+                return None
+            value = value.args[0]
+            continue
         if name not in _TRANSFORMS or (isinstance(value.func, ast.Name) and name in ("float",)):
             return None
         if (
