@@ -84,6 +84,27 @@ class Project:
             yield instance
 
 
+def stale_code(project: Project, spec: ExperimentSpec, instance: dg.DagsterInstance) -> list[str]:
+    """Which of an experiment's generated code is not what the notebook says now."""
+    from notebooked_dagster.resources.code_state import code_state, versions
+
+    try:
+        now = versions(code_state(spec.notebook, spec.config, project.place.state), spec.config)
+    except NotebookedError as error:
+        return [f"unreadable: {error.message}"]
+    stale = []
+    for part, wanted in (("training_code", now.training), ("inference_code", now.inference)):
+        event = instance.get_latest_materialization_event(spec.key(part))
+        tags = (
+            (event.asset_materialization.tags or {})
+            if event is not None and event.asset_materialization
+            else {}
+        )
+        if tags.get("dagster/data_version") != wanted:
+            stale.append(part)
+    return stale
+
+
 def run_assets(
     project: Project,
     job_name: str,

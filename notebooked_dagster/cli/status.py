@@ -10,7 +10,7 @@ import click
 from notebooked_dagster.errors import NotebookedError
 
 from .options import session, shared_options
-from .project import Project
+from .project import Project, stale_code
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -32,7 +32,7 @@ def status_command(experiment: str | None) -> None:
 
 def _status(project: Project, spec: ExperimentSpec, instance: dg.DagsterInstance) -> dict[str, Any]:
     found: dict[str, Any] = {"experiment": spec.config.name, "notebook": str(spec.notebook)}
-    found["stale"] = _stale(project, spec, instance)
+    found["stale"] = stale_code(project, spec, instance)
     model = instance.get_latest_materialization_event(spec.key("model"))
     if model is not None and model.asset_materialization is not None:
         metadata = model.asset_materialization.metadata
@@ -46,27 +46,6 @@ def _status(project: Project, spec: ExperimentSpec, instance: dg.DagsterInstance
     if spec.config.endpoint.enabled:
         found["endpoint"] = _endpoint(project, spec)
     return found
-
-
-def _stale(project: Project, spec: ExperimentSpec, instance: dg.DagsterInstance) -> list[str]:
-    """Which of its code is not what the notebook says now."""
-    from notebooked_dagster.resources.code_state import code_state, versions
-
-    try:
-        now = versions(code_state(spec.notebook, spec.config, project.place.state), spec.config)
-    except NotebookedError as error:
-        return [f"unreadable: {error.message}"]
-    stale = []
-    for part, wanted in (("training_code", now.training), ("inference_code", now.inference)):
-        event = instance.get_latest_materialization_event(spec.key(part))
-        tags = (
-            (event.asset_materialization.tags or {})
-            if event is not None and event.asset_materialization
-            else {}
-        )
-        if tags.get("dagster/data_version") != wanted:
-            stale.append(part)
-    return stale
 
 
 def _endpoint(project: Project, spec: ExperimentSpec) -> dict[str, Any]:

@@ -8,14 +8,17 @@ import sys
 import tempfile
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from notebooked_dagster.errors import ConfigError, ProviderError
 
 from .options import session, shared_options
-from .project import Project, run_assets
+from .project import Project, run_assets, stale_code
+
+if TYPE_CHECKING:
+    from notebooked_dagster.components.spec import ExperimentSpec
 
 
 @click.command("train")
@@ -76,7 +79,10 @@ def train_command(
 )
 @shared_options
 def deploy_command(experiment: str, model_uri: str | None, weight: int | None) -> None:
-    """Deploy an experiment's newest model; traffic moves when it is healthy."""
+    """Deploy an experiment's newest model; traffic moves when it is healthy.
+
+    Where only the notebook's inference code has changed since, it is generated anew first and served with the model.
+    """
     project = Project(session())
     spec = project.experiment(experiment)
     if not spec.config.endpoint.enabled:
@@ -91,11 +97,26 @@ def deploy_command(experiment: str, model_uri: str | None, weight: int | None) -
     automatic = spec.config.endpoint.auto_deploy
     # An endpoint that nothing deploys by itself is in no job of ours, but in Dagster's own of all assets.
     job = f"{spec.name}_job" if automatic else "__ASSET_JOB"
+    wanted = ["endpoint"] if model_uri is not None else _with_stale_code(project, spec)
     session().note(f"Deploying {spec.config.name} …")
-    run_id = run_assets(project, job, {f"{spec.name}__endpoint": config}, [spec.key("endpoint")])
+    run_id = run_assets(project, job, {f"{spec.name}__endpoint": config}, [spec.key(part) for part in wanted])
     live = project.provider(spec.config.provider).endpoint(spec.config.endpoint_name)
     data = {"run_id": run_id, "endpoint": live.name, "url": live.url, "status": live.status.value}
     session().emit(data, lambda: f"{live.name} serves at {live.url} ({live.status.value}).\nrun  {run_id}")
+
+
+def _with_stale_code(project: Project, spec: ExperimentSpec) -> list[str]:
+    """What deploying has to make: inference code that the notebook has newer, but nothing of another training."""
+    with project.instance() as instance:
+        stale = stale_code(project, spec, instance)
+    if stale == ["inference_code"]:
+        return ["inference_code", "endpoint"]
+    if stale:
+        session().note(
+            f"{spec.config.name}: the notebook has changed since its model was trained; the model there is gets deployed. "
+            f"`notebooked train {spec.config.name}` trains what the notebook says now."
+        )
+    return ["endpoint"]
 
 
 def _assignment(text: str) -> tuple[str, Any]:

@@ -53,6 +53,8 @@ _TRANSFORMS = frozenset(
         "pad_sequences",
     }
 )
+# They choose rows of a table and leave each row as it is.
+_ROWS = frozenset({"head", "tail", "sample", "nlargest", "nsmallest", "take"})
 _BUILTINS = frozenset(dir(builtins))
 CONTRACT = frozenset({"model_fn", "input_fn", "predict_fn", "output_fn", "create_app", "main", "app"})
 
@@ -510,6 +512,8 @@ def _innermost(value: ast.expr | None, routines: Collection[str] = ()) -> ast.ex
                 return None
             value = value.args[0]
             continue
+        if isinstance(value.func, ast.Attribute) and name in _ROWS:
+            return value
         if name not in _TRANSFORMS or (isinstance(value.func, ast.Name) and name in ("float",)):
             return None
         if (

@@ -124,3 +124,20 @@ def test_a_hand_on_a_script_is_never_lost(notebooked: Command) -> None:
     assert "# mine" in notebooked("diff", "sample").stdout
     assert notebooked("convert", "sample", "--force").returncode == 0
     assert script.read_text(encoding="utf-8") == generated
+
+
+def test_deploying_takes_up_newer_inference_code_and_says_where_training_is_newer(
+    notebooked: Command,
+) -> None:
+    made = notebooked("--json", "train", "sample")
+    assert made.returncode == 0, made.stderr
+    path = Path(notebooked.folder) / "notebooks" / "sample.ipynb"  # type: ignore[attr-defined]
+    path.write_text(
+        path.read_text().replace("model.predict(X_test.head(3))", "model.predict(X_test.head(3)) + 100")
+    )
+    assert notebooked("deploy", "sample").returncode == 0
+    assert min(json.loads(notebooked("predict", "sample").stdout)["predictions"]) >= 100
+    path.write_text(path.read_text().replace("C=C, max_iter", "C=C, tol=0.01, max_iter"))
+    done = notebooked("deploy", "sample")
+    assert done.returncode == 0
+    assert "notebooked train sample" in done.stderr

@@ -68,3 +68,22 @@ def test_raw_rows_are_what_it_takes(prediction: str, tmp_path: Path) -> None:
     run("train.py")
     rows = [[5.1, 3.5, 1.4, 0.2], [6.3, 3.3, 6.0, 2.5]]
     assert json.loads(run("-c", ASK, given=json.dumps({"inputs": rows})).splitlines()[-1]) == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("written", "made"),
+    [
+        ("model.predict(X_test.head(3)) + 100", "return model.predict(data) + 100"),
+        ("names[model.predict(X_test.iloc[:3])]", "return names[model.predict(data)]"),
+        ("model.predict_proba(X_test.sample(5))[:, 1]", "return model.predict_proba(data)[:, 1]"),
+    ],
+)
+def test_what_is_made_of_a_prediction_of_some_rows_is_kept(written: str, made: str) -> None:
+    parts = (
+        "from sklearn.datasets import load_iris\nfrom sklearn.linear_model import LogisticRegression",
+        "import numpy as np\nX, y = load_iris(return_X_y=True, as_frame=True)\nX_test = X[100:]\nnames = np.array(['a', 'b', 'c'])",
+        "model = LogisticRegression(max_iter=500).fit(X, y)\nprint(model.score(X, y))",
+        written,
+    )
+    cells = tuple(Cell(index, "code", part) for index, part in enumerate(parts))
+    assert made in generate(analyse(Notebook(Path("n.ipynb"), cells))).files["inference.py"]

@@ -112,8 +112,11 @@ def test_killing_the_runner_is_recognised_and_leaves_no_orphan(provider, hanging
 
 
 PARENT = """
+import signal
 import sys
 from pathlib import Path
+# Whoever runs the tests in the background of a shell has SIGINT ignored, and so would every child.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from notebooked_dagster.providers.base import Experiment
 from notebooked_dagster.providers.local import LocalProvider
 state, scripts, act = sys.argv[1:]
