@@ -1,7 +1,8 @@
 """Reading, understanding and converting notebooks, beside nbformat, nbconvert and jupytext: ``python benchmarks/bench_notebook.py``.
 
 The notebook is the sample `breast_cancer_lightgbm`, its code cells repeated under new names until there are 50 or 500 cells.
-Every figure is the median of several runs in one process, warm; the commands at the end are whole processes.
+Every figure is the median of several runs in one process, warm, but for those called cold: the first in a fresh process that
+has imported what it needs. The commands at the end are whole processes.
 """
 
 from __future__ import annotations
@@ -65,6 +66,33 @@ def whole(command: list[str], runs: int = 5) -> float:
     return median(lambda: subprocess.run(command, check=True, capture_output=True), runs)
 
 
+_OURS = """
+from pathlib import Path
+from notebooked_dagster.notebook.analysis import analyse_path
+def work(path): analyse_path(Path(path))
+"""
+_THEIRS = """
+from nbconvert import PythonExporter
+exporter = PythonExporter()
+def work(path): exporter.from_filename(path)
+"""
+_TIMED = """
+import sys, time
+start = time.perf_counter()
+work(sys.argv[1])
+print((time.perf_counter() - start) * 1000)
+"""
+
+
+def cold(setup: str, path: Path, runs: int = 5) -> float:
+    """Milliseconds of the first call in a fresh process."""
+    command = [sys.executable, "-W", "ignore", "-c", setup + _TIMED, str(path)]
+    return statistics.median(
+        float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+        for _ in range(runs)
+    )
+
+
 def main() -> None:
     """Print the table."""
     import jupytext
@@ -100,6 +128,7 @@ def main() -> None:
                 "jupytext",
                 median(lambda p=path: jupytext.writes(jupytext.read(p), fmt="py:percent"), runs),
             )
+            row("read + analyse + hash, cold", cells, cold(_OURS, path), "nbconvert", cold(_THEIRS, path))
             config = ExperimentConfig(name="x", notebook=path)
             state = folder / "state"
             row(

@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from notebooked_dagster.errors import ConfigError
 
-_ROOT_MARKS = ("config.yaml", "workspace.yaml", "dagster.yaml", "assets", "pyproject.toml")
+from .root import find_project_root
 
 
 class Settings(BaseSettings):
@@ -65,15 +65,3 @@ class Settings(BaseSettings):
     def _under_root(self, value: Path | None, default: str) -> Path:
         chosen = value.expanduser() if value is not None else Path(default)
         return chosen if chosen.is_absolute() else self.root / chosen
-
-
-def find_project_root(start: Path) -> Path:
-    """The nearest folder from ``start`` upwards that holds an ``assets`` folder or ``config.yaml`` beside a
-    workspace; ``start`` itself where there is none.
-    """
-    start = start.resolve()
-    for folder in (start, *start.parents):
-        present = {mark for mark in _ROOT_MARKS if (folder / mark).exists()}
-        if len(present) >= 2 and present & {"assets", "config.yaml"}:
-            return folder
-    return start

@@ -18,9 +18,11 @@ from .cells import cell_classes
 from .classify import Verdict, classify
 from .flow import Flow
 from .hashes import digest_of, stage_hash
+from .magics import to_python
 from .model import Analysis, Cell, CellCode, Notebook, Role, Slice, Stage, Statement
 from .names import Facts, scan
 from .observations import is_python, observe
+from .reader import read_notebook
 from .slices import make_slices
 from .tags import TagVocabulary
 
@@ -108,14 +110,10 @@ def analyse_path(path: Path, options: AnalysisOptions | None = None) -> Analysis
     Raises:
         NotebookReadError: The file is missing or is not a notebook.
     """
-    from .reader import read_notebook
-
     return analyse(read_notebook(path), options)
 
 
 def _to_python(cell: Cell, notebook: Notebook) -> CellCode:
-    from .magics import to_python
-
     try:
         code: CellCode = to_python(cell, path=notebook.path)
         return code

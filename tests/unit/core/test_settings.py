@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from notebooked_dagster.core.settings import Settings, find_project_root
+from notebooked_dagster.core.root import find_project_root
+from notebooked_dagster.core.settings import Settings
 from notebooked_dagster.errors import ConfigError
 
 
