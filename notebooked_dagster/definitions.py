@@ -10,7 +10,9 @@ import contextlib
 import gc
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -27,6 +29,7 @@ from notebooked_dagster.resources import Workplace
 from notebooked_dagster.sensors import Watched, project_sensors
 
 _MODULE = "notebooked_assets"
+_COMPONENTS = (NotebookExperiment.__name__, NotebookedProject.__name__)
 # Dagster warns of its own beta classes at every load of every process, eight times an experiment; the version is pinned.
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
@@ -148,7 +151,27 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _check_files(folder: Path) -> None:
     for path in sorted((*folder.rglob("defs.yaml"), *folder.rglob("defs.yml"))):
-        read_documents(path)
+        for document in read_documents(path):
+            kind = document.data.get("type") if isinstance(document.data, Mapping) else None
+            if isinstance(kind, str) and not _exists(kind):
+                near = get_close_matches(kind, [f"notebooked_dagster.{name}" for name in _COMPONENTS], 1, 0.5)
+                raise ConfigError(
+                    f"There is no component {kind!r}.",
+                    path=path,
+                    line=document.line(("type",)),
+                    key="type",
+                    hint=f"Did you mean {near[0]}?"
+                    if near
+                    else "Install the package that has it, or correct the name.",
+                )
+
+
+def _exists(kind: str) -> bool:
+    module, _, name = kind.rpartition(".")
+    try:
+        return hasattr(import_module(module), name)
+    except (ImportError, ValueError):
+        return False
 
 
 def _listed_only_in_config(place: Workplace, declared: list[ExperimentSpec]) -> list[ExperimentSpec]:

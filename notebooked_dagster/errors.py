@@ -227,3 +227,9 @@ class InternalError(NotebookedError):
     """A fault of this project."""
 
     exit_code = EXIT_INTERNAL
+
+
+def from_os(problem: OSError) -> UserError:
+    """What the operating system refused, as an error of the user's: the file's name and the reason."""
+    reason = problem.strerror or str(problem) or type(problem).__name__
+    return UserError(f"{reason}.", path=problem.filename if isinstance(problem.filename, str) else None)

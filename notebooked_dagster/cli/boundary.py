@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
-from notebooked_dagster.errors import EXIT_INTERNAL, EXIT_OK, EXIT_USER, NotebookedError
+from notebooked_dagster.errors import EXIT_INTERNAL, EXIT_OK, EXIT_USER, NotebookedError, from_os
 
 EXIT_INTERRUPTED = 130
 
@@ -38,7 +38,7 @@ def run(command: Callable[[], Any], args: Sequence[str] | None) -> NoReturn:
         sys.exit(EXIT_USER)
     except OSError as problem:
         _traceback()
-        _tell(_from_os(problem), as_json)
+        _tell(from_os(problem), as_json)
         sys.exit(EXIT_USER)
     except Exception as problem:
         _traceback()
@@ -73,13 +73,6 @@ def _tell_usage(problem: click.ClickException, as_json: bool) -> None:
         click.echo(json.dumps(data), err=True)
     else:
         problem.show()
-
-
-def _from_os(problem: OSError) -> NotebookedError:
-    from notebooked_dagster.errors import UserError
-
-    reason = problem.strerror or str(problem) or type(problem).__name__
-    return UserError(f"{reason}.", path=problem.filename if isinstance(problem.filename, str) else None)
 
 
 def _tell_internal(problem: Exception, as_json: bool) -> None:

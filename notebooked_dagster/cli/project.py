@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from notebooked_dagster import errors
@@ -73,6 +74,7 @@ class Project:
     def instance(self) -> Iterator[dg.DagsterInstance]:
         """The Dagster instance. Raises ConfigError where there is none to show runs in."""
         import dagster as dg
+        from dagster._core.errors import DagsterInvalidConfigError, DagsterInvariantViolationError
 
         if not os.environ.get("DAGSTER_HOME"):
             raise ConfigError(
@@ -80,7 +82,17 @@ class Project:
                 path=self.place.root,
                 hint="Set DAGSTER_HOME, or run `notebooked init` to get a dagster.yaml.",
             )
-        with dg.DagsterInstance.get() as instance:
+        try:
+            found = dg.DagsterInstance.get()
+        except (DagsterInvariantViolationError, DagsterInvalidConfigError) as problem:
+            home = Path(os.environ["DAGSTER_HOME"])
+            right = home.is_absolute() and home.is_dir()
+            raise ConfigError(
+                f"The Dagster instance cannot be opened: {str(problem).strip()}",
+                path=home / "dagster.yaml" if right else home,
+                hint="Correct the file." if right else "Correct DAGSTER_HOME, or make the folder.",
+            ) from problem
+        with found as instance:
             yield instance
 
 

@@ -12,8 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from notebooked_dagster.errors import CellSyntaxError, NoTrainingCodeError, UnsupportedCellError
+from notebooked_dagster.errors import CellSyntaxError, CodegenError, NoTrainingCodeError, UnsupportedCellError
 from notebooked_dagster.notebook.model import Analysis, Finding, Role, Severity, Stage, Statement
+from notebooked_dagster.notebook.observations import is_python
 
 from . import datafiles, hyperparameters, prediction
 from .conventions import supplied_imports
@@ -52,11 +53,18 @@ def generate(analysis: Analysis, options: GenerateOptions | None = None) -> Gene
         options: Configuration's say.
 
     Raises:
+        CodegenError: The notebook is not written in Python.
         NoTrainingCodeError: ``options.strict`` and the notebook trains nothing.
         UnsupportedCellError: A stage needs a cell that production cannot promise, and it was not allowed.
         ConfigError: ``options.hyperparameters`` names what the notebook does not have.
     """
     options = options or GenerateOptions()
+    if not is_python(analysis.notebook.language):
+        raise CodegenError(
+            f"The notebook is written in {analysis.notebook.language}; scripts can be made from Python only.",
+            path=analysis.notebook.path,
+            hint="Where that is not so, correct `metadata.kernelspec.language` in the file, or choose a Python kernel and save.",
+        )
     trains = Stage.TRAIN in analysis.slices and bool(analysis.slices[Stage.TRAIN].own)
     if options.strict and not trains:
         raise NoTrainingCodeError(
@@ -68,12 +76,15 @@ def generate(analysis: Analysis, options: GenerateOptions | None = None) -> Gene
 
 
 def _told(analysis: Analysis, statements: Sequence[Statement]) -> list[Finding]:
-    """What analysis found that decides how the scripts behave: tags that decide nothing, skew, names defined too late."""
+    """What analysis found that decides how the scripts behave: cells that do not parse, tags that decide nothing, skew,
+    names defined too late.
+    """
     places = {(statement.cell, statement.node.lineno) for statement in statements}
     return [
         item
         for item in analysis.findings
-        if item.rule in ("NB003", "NB301") or (item.rule == "NB101" and (item.cell, item.line) in places)
+        if item.rule in ("NB002", "NB003", "NB301")
+        or (item.rule == "NB101" and (item.cell, item.line) in places)
     ]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import dagster as dg
 
-from notebooked_dagster.errors import NotebookedError, ProviderError, TrainingKilledError
+from notebooked_dagster.errors import NotebookedError, ProviderError, TrainingKilledError, from_os
 from notebooked_dagster.notebook.model import Finding, Notebook
 
 _PREVIEW_LINES = 120
@@ -27,6 +27,8 @@ def reported() -> Iterator[None]:
         yield
     except NotebookedError as error:
         raise failure_of(error) from error
+    except OSError as error:
+        raise failure_of(from_os(error)) from error
 
 
 def failure_of(error: NotebookedError) -> dg.Failure:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from notebooked_dagster.codegen import GenerateOptions, generate
-from notebooked_dagster.errors import CellSyntaxError
+from notebooked_dagster.errors import CellSyntaxError, CodegenError
 from notebooked_dagster.notebook.analysis import analyse
 from notebooked_dagster.notebook.model import Analysis, Cell, Notebook
 
@@ -37,3 +37,14 @@ def test_a_broken_cell_that_nobody_needs_is_no_reason_to_refuse() -> None:
     good = BROKEN.replace("df.x ==== 3", "")
     made = generate(notebook(good, "df.x ==== 3", TRAIN), GenerateOptions(strict=True))
     assert made.trains
+
+
+def test_another_language_is_refused() -> None:
+    notebook = Notebook(Path("r.ipynb"), (Cell(0, "code", "library(ggplot2)"),), language="R")
+    with pytest.raises(CodegenError, match="written in R"):
+        generate(analyse(notebook))
+
+
+def test_a_cell_that_does_not_parse_is_told_where_nothing_needs_it() -> None:
+    notebook = Notebook(Path("n.ipynb"), (Cell(0, "code", "x = ("), Cell(1, "code", "y = 1")))
+    assert [(item.rule, item.cell) for item in generate(analyse(notebook)).findings][:1] == [("NB002", 0)]

@@ -1,0 +1,48 @@
+"""A project whose surroundings are wrong: one sentence that names the file, and the exit code of a user's error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.dagster_kit import SmallProject
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> SmallProject:
+    return SmallProject(tmp_path / "project", "parity: false")
+
+
+def refused(project: SmallProject, *words: str, **environment: str) -> str:
+    done = project.run("notebooked", *words, environment=environment)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_a_component_that_does_not_exist(project: SmallProject) -> None:
+    path = project.root / "assets" / "iris" / "defs.yaml"
+    path.write_text(path.read_text().replace("NotebookExperiment", "NotebookExperimnt"))
+    said = refused(project, "status")
+    assert f"{path}, line 1, key type" in said
+    assert "Did you mean notebooked_dagster.NotebookExperiment?" in said
+
+
+@pytest.mark.parametrize("home", ["/no/such/folder", "relative"])
+def test_a_wrong_dagster_home(project: SmallProject, home: str) -> None:
+    assert "Correct DAGSTER_HOME" in refused(project, "status", DAGSTER_HOME=home)
+
+
+def test_a_wrong_dagster_yaml(project: SmallProject) -> None:
+    (project.root / "dagster.yaml").write_text("storage: {nonsense: 1}\n")
+    said = refused(project, "status")
+    assert str(project.root / "dagster.yaml") in said
+    assert "nonsense" in said
+
+
+def test_a_state_folder_that_cannot_be_made(project: SmallProject) -> None:
+    said = refused(project, "train", "iris", NOTEBOOKED_STATE_DIR="/proc/nowhere")
+    assert "/proc/nowhere" in said
