@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import dagster as dg
 from dagster.components.core.component_tree import ComponentTreeException
@@ -73,7 +74,8 @@ def _built(place: Workplace) -> dg.Definitions:
         {spec.config.name: (spec.declared_in, None) for spec in experiments},
     )
     parts = [*loaded, *(experiment_definitions(spec) for spec in listed)]
-    return dg.Definitions.merge(*parts, _project_wide(place, experiments))
+    jobs = {job.name: job for part in parts for job in part.jobs or ()}
+    return dg.Definitions.merge(*parts, _project_wide(place, experiments, jobs))
 
 
 def project_experiments(place: Workplace) -> list[ExperimentSpec]:
@@ -82,7 +84,9 @@ def project_experiments(place: Workplace) -> list[ExperimentSpec]:
     return [*declared, *_listed_only_in_config(place, declared)]
 
 
-def _project_wide(place: Workplace, experiments: list[ExperimentSpec]) -> dg.Definitions:
+def _project_wide(
+    place: Workplace, experiments: list[ExperimentSpec], own: Mapping[str, Any]
+) -> dg.Definitions:
     jobs = []
     # A job has one partitioning; experiments with their own run by their own jobs.
     whole = [spec for spec in experiments if spec.partitions is None]
@@ -100,7 +104,7 @@ def _project_wide(place: Workplace, experiments: list[ExperimentSpec]) -> dg.Def
         )
     return dg.Definitions(
         jobs=jobs,
-        sensors=project_sensors(place, [Watched(spec.config, spec.notebook) for spec in experiments]),
+        sensors=project_sensors(place, [Watched(spec.config, spec.notebook) for spec in experiments], own),
         resources=RESOURCES,
         # A step costs 2 s in a process of its own; training has one anyway.
         executor=dg.in_process_executor,

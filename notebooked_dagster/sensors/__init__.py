@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -16,8 +16,8 @@ from .watch import Watched
 __all__ = ["Watched", "project_sensors"]
 
 
-def project_sensors(place: Workplace, experiments: Sequence[Watched]) -> list[Any]:
-    """All sensors of a project.
+def project_sensors(place: Workplace, experiments: Sequence[Watched], jobs: Mapping[str, Any]) -> list[Any]:
+    """All sensors of a project; ``jobs`` are those of its experiments, by name.
 
     They are off until somebody switches them on, in the UI or with ``automation.sensors: running``: training may cost
     money, and nobody wants six of them for opening the UI. Only the look at the endpoints is on: it starts nothing
@@ -33,7 +33,7 @@ def project_sensors(place: Workplace, experiments: Sequence[Watched]) -> list[An
     ]
     automatic = [item for item in experiments if item.config.automation]
     if automatic:
-        found.append(notebook_changes_sensor(place, automatic, status))
+        found.append(notebook_changes_sensor(place, automatic, jobs, status))
         found.append(
             dg.AutomationConditionSensorDefinition(
                 "experiment_automation",

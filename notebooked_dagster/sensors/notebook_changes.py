@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -17,9 +17,19 @@ _PARTS = {"code": ("training_code", "inference_code"), "model": ("model",), "end
 
 
 def notebook_changes_sensor(
-    place: Workplace, experiments: Sequence[Watched], default_status: dg.DefaultSensorStatus
+    place: Workplace,
+    experiments: Sequence[Watched],
+    jobs: Mapping[str, Any],
+    default_status: dg.DefaultSensorStatus,
 ) -> dg.SensorDefinition:
-    """Edits of notebooks become observations; edits of their code become runs of what is stale, and of nothing else."""
+    """Edits of notebooks become observations; edits of their code become runs of what is stale, and of nothing else.
+
+    Args:
+        place: The project.
+        experiments: Whose notebooks are watched.
+        jobs: By name. What is stale runs as part of its experiment's own job, with that job's executor and tags.
+        default_status: Whether it is on without anybody switching it on.
+    """
     watched = [item for item in experiments if item.config.automation]
     watch = NotebookWatch(watched, place.state, place.root / "notebooks")
     bootstrap = place.project.automation.bootstrap
@@ -43,7 +53,7 @@ def notebook_changes_sensor(
     return dg.SensorDefinition(
         name=NAME,
         evaluation_fn=evaluate,
-        asset_selection=dg.AssetSelection.groups(*(item.name for item in watched)),
+        jobs=[jobs[_job(item)] for item in watched],
         minimum_interval_seconds=place.project.automation.interval,
         default_status=default_status,
         description=(
@@ -51,6 +61,10 @@ def notebook_changes_sensor(
             "for a deployment; of training code, for training and a deployment."
         ),
     )
+
+
+def _job(item: Watched) -> str:
+    return f"{item.name}_job"
 
 
 def _recorded(instance: dg.DagsterInstance) -> Callable[[Watched], Recorded]:
@@ -92,13 +106,10 @@ def _request(change: Change, bootstrap: bool) -> dg.RunRequest | None:
     why = ",".join(change.stages) or ("first look" if change.first else "declaration")
     return dg.RunRequest(
         run_key="/".join((change.experiment.name, *map(str, change.state.stamp), *change.versions_text)),
+        job_name=_job(change.experiment),
         asset_selection=keys,
         asset_check_keys=_checks(change, wanted),
-        tags={
-            "notebooked/experiment": change.experiment.name,
-            "notebooked/changed": why,
-            **({} if config.executor == "in_process" else {"notebooked/executor": config.executor}),
-        },
+        tags={"notebooked/experiment": change.experiment.name, "notebooked/changed": why},
     )
 
 

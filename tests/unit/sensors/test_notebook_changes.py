@@ -143,3 +143,21 @@ def test_the_same_edit_made_twice_is_two_requests(sensor: Sensor) -> None:
         sensor.edit(f"max_iter{old}", f"max_iter{new}")
         keys += [request.run_key for request in sensor.tick().run_requests or ()]
     assert len(set(keys)) == 3
+
+
+def test_of_partitions_it_asks_for_the_code_and_that_runs_without_one(sensor: Sensor) -> None:
+    sensor.project.declare(
+        "iris", "notebook: notebooks/iris.ipynb\ntracking: false\nparity: false\npartitions: [a, b]"
+    )
+    defs = project_definitions(Workplace.here())
+    repository = defs.get_repository_def()
+    with dg.build_sensor_context(instance=sensor.instance, repository_def=repository) as context:
+        # As the daemon does: what is asked for is checked against the job.
+        data = repository.get_sensor_def("notebook_changes").evaluate_tick(context)
+    (request,) = data.run_requests or ()
+    assert request.job_name == "iris_job"
+    assert {key.path[-1] for key in request.asset_selection or ()} == {"training_code", "inference_code"}
+    result = defs.resolve_job_def("iris_job").execute_in_process(
+        instance=sensor.instance, asset_selection=list(request.asset_selection or ())
+    )
+    assert result.success
