@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
-from notebooked_dagster.errors import EXIT_INTERNAL, EXIT_OK, EXIT_USER, NotebookedError, from_os
+from notebooked_dagster.errors import EXIT_INTERNAL, EXIT_OK, EXIT_USER, NotebookedError, UserError, from_os
 
 EXIT_INTERRUPTED = 130
 
@@ -42,6 +42,10 @@ def run(command: Callable[[], Any], args: Sequence[str] | None) -> NoReturn:
         sys.exit(EXIT_USER)
     except Exception as problem:
         _traceback()
+        refused = _from_database(problem)
+        if refused is not None:
+            _tell(refused, as_json)
+            sys.exit(EXIT_USER)
         _tell_internal(problem, as_json)
         sys.exit(EXIT_INTERNAL)
     # Without standalone mode click hands back the code of `ctx.exit()`.
@@ -73,6 +77,21 @@ def _tell_usage(problem: click.ClickException, as_json: bool) -> None:
         click.echo(json.dumps(data), err=True)
     else:
         problem.show()
+
+
+def _from_database(problem: BaseException | None) -> NotebookedError | None:
+    """A database file that cannot be written or read: a full disk, a folder without permission, a damaged file."""
+    import sqlite3
+
+    while problem is not None:
+        reason = getattr(problem, "orig", None) or problem
+        if isinstance(reason, sqlite3.DatabaseError):
+            return UserError(
+                f"A database of Dagster's or MLflow's cannot be used: {reason}.",
+                hint="Is the disk full, the folder read-only, or the file damaged? `notebooked doctor` looks.",
+            )
+        problem = problem.__cause__ or problem.__context__
+    return None
 
 
 def _tell_internal(problem: Exception, as_json: bool) -> None:
