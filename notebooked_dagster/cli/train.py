@@ -140,6 +140,27 @@ def _facts(project: Project, spec: Any, part: str) -> dict[str, Any]:
     return {name: metadata[name].value for name in wanted if name in metadata}
 
 
+def _location(project: Project) -> list[str]:
+    """Where the run's code is, in the words the daemon knows it by: a run of another location's name is never started."""
+    import yaml
+
+    path = project.place.root / "workspace.yaml"
+    module = "notebooked_dagster.definitions"
+    if not path.exists():
+        return ["-m", module]
+    try:
+        entries = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("load_from") or []
+    except (yaml.YAMLError, AttributeError) as problem:
+        raise ConfigError(f"It cannot be read: {problem}.", path=path, hint="Correct the file.") from problem
+    for entry in entries:
+        found = entry.get("python_module") if isinstance(entry, dict) else None
+        if found == module:
+            return ["-w", str(path), "-l", module]
+        if isinstance(found, dict) and found.get("module_name") == module:
+            return ["-w", str(path), "-l", found.get("location_name") or module]
+    return ["-w", str(path)]
+
+
 def _submit(project: Project, job: str, ops: dict[str, dict[str, Any]]) -> None:
     """Hand a run to the instance, as ``dagster job launch`` does; the daemon starts it."""
     run_id = str(uuid.uuid4())
@@ -147,13 +168,7 @@ def _submit(project: Project, job: str, ops: dict[str, dict[str, Any]]) -> None:
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
         # JSON is YAML.
         json.dump(config if config["ops"] else {}, file)
-    command = [
-        str(Path(sys.executable).with_name("dagster")),
-        "job",
-        "launch",
-        "-m",
-        "notebooked_dagster.definitions",
-    ]
+    command = [str(Path(sys.executable).with_name("dagster")), "job", "launch", *_location(project)]
     command += ["-j", job, "--run-id", run_id, "-c", file.name]
     with project.instance():
         finished = subprocess.run(command, capture_output=True, text=True, check=False)
