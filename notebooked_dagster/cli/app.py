@@ -26,6 +26,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rollback": ("endpoints", "Serve the previous version again."),
     "delete-endpoint": ("endpoints", "Stop endpoints and remove what was made for them."),
     "status": ("status", "Show what each experiment has: code, model, endpoint."),
+    "compare": ("workflow", "Compare the metrics of two states of a project."),
+    "generate-workflow": ("workflow", "Write a CI file for GitHub Actions or GitLab CI."),
     "explain-traceback": ("convert", "Name notebook, cell and line in a traceback of a script."),
     "doctor": ("doctor", "Check the installation and the project."),
     "completion": ("completion", "Print the shell completion script."),

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from notebooked_dagster.errors import EXIT_USER
+
 from .options import NOTEBOOK, Function, session, shared_options, vocabulary_options
 
 if TYPE_CHECKING:
@@ -78,6 +80,11 @@ def convert_command(
 
 @click.command("diff")
 @generator_options("are")
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Exit 1 where scripts on disk are not those of the notebook; none at all will do.",
+)
 @shared_options
 def diff_command(
     notebook: Path,
@@ -85,6 +92,7 @@ def diff_command(
     vocabulary: TagVocabulary,
     model_name: str | None,
     allow_unsupported: bool,
+    check: bool,
 ) -> None:
     """Compare what would be generated now, what was generated, and what stands on disk."""
     from notebooked_dagster.codegen import report
@@ -96,6 +104,8 @@ def diff_command(
     patch = drift.cell_patch(scripts.source_map)
     data = {"folder": str(folder), "drift": _plain(drift), "cell_patch": patch}
     session().emit(data, lambda: _three_ways(drift, patch))
+    if check and folder.exists() and any(file.state.value != "unchanged" for file in drift.files):
+        click.get_current_context().exit(EXIT_USER)
 
 
 def _three_ways(drift: DriftReport, patch: str) -> str:
