@@ -137,7 +137,11 @@ def _request(text: str) -> Any:
     elif text.startswith("@"):
         path, name = Path(text[1:]), text[1:]
         if not path.is_file():
-            raise DataError("There is no such file.", path=path)
+            raise DataError(
+                "This is a folder." if path.is_dir() else "There is no such file.",
+                path=path,
+                hint="Name a file with the request as JSON: --data @request.json; or give the JSON itself, or - for standard input.",
+            )
         text = path.read_text(encoding="utf-8")
     else:
         name = "--data"

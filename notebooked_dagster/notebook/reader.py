@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import stat
 from collections import Counter
 from collections.abc import Mapping
@@ -18,6 +19,10 @@ from .model import Cell, Notebook
 
 OUTPUT_TEXT_LIMIT = 200_000
 _KINDS = frozenset({"code", "markdown", "raw"})
+_RESTORE = "Restore it from version control or a checkpoint."
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+_HALVES = "Some text holds half of a character (a lone surrogate); it is read as a replacement character."
 _NEWEST_MINOR = 5
 
 
@@ -77,7 +82,11 @@ def _read_bytes(path: Path) -> bytes:
     except IsADirectoryError:
         raise NotebookReadError("This is a folder.", path=path, hint="Name one .ipynb file.") from None
     except OSError as error:
-        raise NotebookReadError(f"It cannot be read: {error.strerror or error}.", path=path) from error
+        raise NotebookReadError(
+            f"It cannot be read: {error.strerror or error}.",
+            path=path,
+            hint="Check the file, its permissions and where it points.",
+        ) from error
     except ValueError as error:  # a path with a NUL in it
         raise NotebookReadError(f"This is no path: {error}.", path=path) from None
 
@@ -91,7 +100,7 @@ def _parse(data: bytes, path: Path, warnings: list[str]) -> dict[str, Any]:
     try:
         document = orjson.loads(data)
     except orjson.JSONDecodeError:
-        document = _parse_slowly(data, path)
+        document = _parse_slowly(data, path, warnings)
     if not isinstance(document, dict):
         raise NotebookReadError(
             f"The JSON in it is a {type(document).__name__}, not an object.",
@@ -101,8 +110,14 @@ def _parse(data: bytes, path: Path, warnings: list[str]) -> dict[str, Any]:
     return document
 
 
-def _parse_slowly(data: bytes, path: Path) -> Any:
+def _parse_slowly(data: bytes, path: Path, warnings: list[str]) -> Any:
     """The standard library's parser takes NaN and lone surrogates, and says where an error stands."""
+    if not data.strip(b"\0"):
+        raise NotebookReadError(
+            "The file holds nothing but zero bytes: it was being written when the machine stopped.",
+            path=path,
+            hint=_RESTORE,
+        )
     # JSON starts with two ASCII characters, so a zero byte among them is half of a wider one.
     if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:2]:
         raise NotebookReadError("The file is UTF-16, not UTF-8.", path=path, hint="Save it as UTF-8.")
@@ -115,12 +130,15 @@ def _parse_slowly(data: bytes, path: Path) -> Any:
             hint="Convert it to UTF-8, for instance with `iconv -f latin1 -t utf-8`.",
         ) from None
     try:
-        return json.loads(text)
+        document = json.loads(text)
+        if _SURROGATE_ESCAPE.search(text):
+            document = _without_surrogates(document, warnings)
+        return document
     except RecursionError:
-        raise NotebookReadError("The JSON in it is nested too deep.", path=path) from None
+        raise NotebookReadError("The JSON in it is nested too deep.", path=path, hint=_RESTORE) from None
     except json.JSONDecodeError as error:
         if error.pos >= len(text.rstrip()) - 1 or error.msg.startswith("Unterminated"):
-            what, hint = "The file is truncated: it ends", "Restore it from version control or a checkpoint."
+            what, hint = "The file is truncated: it ends", _RESTORE
         else:
             what, hint = (
                 f"The file is not valid JSON ({error.msg})",
@@ -131,6 +149,23 @@ def _parse_slowly(data: bytes, path: Path) -> Any:
         ) from None
     except ValueError as error:
         raise NotebookReadError(f"The file is not valid JSON: {error}.", path=path) from None
+
+
+def _without_surrogates(value: Any, warnings: list[str]) -> Any:
+    """Halves of characters, which JSON can spell and no file or terminal can hold, as replacement characters."""
+    if isinstance(value, str):
+        whole = _SURROGATE.sub("\ufffd", value)
+        if whole != value and _HALVES not in warnings:
+            warnings.append(_HALVES)
+        return whole
+    if isinstance(value, list):
+        return [_without_surrogates(item, warnings) for item in value]
+    if isinstance(value, dict):
+        return {
+            _without_surrogates(key, warnings): _without_surrogates(item, warnings)
+            for key, item in value.items()
+        }
+    return value
 
 
 def _version(document: Mapping[str, Any], path: Path, warnings: list[str]) -> tuple[int, int]:
@@ -157,7 +192,7 @@ def _cells_of(document: Mapping[str, Any], version: tuple[int, int], path: Path)
     if "cells" in document:
         cells = document["cells"]
         if not isinstance(cells, list):
-            raise NotebookReadError("`cells` is not a list.", path=path, key="cells")
+            raise NotebookReadError("`cells` is not a list.", path=path, key="cells", hint=_RESTORE)
         return cells if version[0] >= 4 else [_upgraded(cell) for cell in cells]
     worksheets = document.get("worksheets")
     if version[0] < 4 and isinstance(worksheets, list):
@@ -199,7 +234,7 @@ def _kind(raw: Any) -> str | None:
 
 def _cell(index: int, raw: Any, path: Path, *, keep_output_text: bool) -> Cell:
     if not isinstance(raw, Mapping):
-        raise NotebookReadError("The cell is not a JSON object.", path=path, cell=index + 1)
+        raise NotebookReadError("The cell is not a JSON object.", path=path, cell=index + 1, hint=_RESTORE)
     source = _text(raw.get("source"))
     if source is None:
         raise NotebookReadError(

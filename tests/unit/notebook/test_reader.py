@@ -131,7 +131,7 @@ def test_line_ends_become_one_kind(tmp_path: Path) -> None:
 def test_what_only_the_slow_parser_takes(tmp_path: Path) -> None:
     text = '{"cells": [{"cell_type": "code", "source": "s = \'\\ud800\'", "metadata": {"x": NaN, "y": -Infinity}}], "nbformat": 4, "big": 1%s}'  # fmt: skip
     notebook = read_notebook(saved(tmp_path, (text % ("0" * 400)).encode()))
-    assert notebook.cells[0].source == "s = '\ud800'"
+    assert notebook.cells[0].source == "s = '\ufffd'"
     assert notebook.cells[0].metadata["x"] != notebook.cells[0].metadata["x"]
 
 
@@ -211,3 +211,22 @@ def test_reading_imports_nothing_heavy(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     assert done.stderr == ""
+
+
+def test_half_a_character_is_replaced_and_told(tmp_path: Path) -> None:
+    path = tmp_path / "n.ipynb"
+    path.write_text(
+        '{"nbformat": 4, "nbformat_minor": 4, "metadata": {}, "cells": [{"cell_type": "code", "metadata":'
+        ' {"tags": ["a\\ud800"]}, "outputs": [], "execution_count": null, "source": "print(\\"\\ud83d \\ud83d\\ude00\\")"}]}'
+    )
+    notebook = read_notebook(path)
+    assert notebook.cells[0].source == 'print("\ufffd \U0001f600")'
+    assert notebook.cells[0].tags == ("a\ufffd",)
+    assert any("half of a character" in text for text in notebook.warnings)
+
+
+def test_a_file_of_zeros_was_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "n.ipynb"
+    path.write_bytes(b"\0" * 4096)
+    with pytest.raises(NotebookReadError, match="zero bytes"):
+        read_notebook(path)
