@@ -18,18 +18,20 @@ from types import ModuleType
 from typing import Any
 
 import dagster as dg
+import yaml
 from dagster.components.core.component_tree import ComponentTreeException
 
 from notebooked_dagster.components import NotebookedProject, NotebookExperiment
 from notebooked_dagster.components.graph import RESOURCES, experiment_definitions, job_selection
 from notebooked_dagster.components.spec import ExperimentSpec
 from notebooked_dagster.config import check_unique
-from notebooked_dagster.config.document import read_documents
+from notebooked_dagster.config.document import Document, read_documents
 from notebooked_dagster.errors import ConfigError
 from notebooked_dagster.resources import Workplace
 from notebooked_dagster.sensors import Watched, project_sensors
 
 _MODULE = "notebooked_assets"
+_KEYS = ("type", "attributes", "template_vars_module", "requirements", "post_processing")
 _COMPONENTS = (NotebookExperiment.__name__, NotebookedProject.__name__)
 # Dagster warns of its own beta classes at every load of every process, eight times an experiment; the version is pinned.
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
@@ -132,9 +134,16 @@ def _declared(place: Workplace) -> tuple[list[ExperimentSpec], list[dg.Definitio
             raise plain from None
         _check_files(folder)
         raise
-    except Exception:
+    except Exception as error:
         # Dagster's YAML parser comes before ours, with its own words; ours name the fix.
         _check_files(folder)
+        refused = next((found for found in _causes(error) if isinstance(found, yaml.YAMLError)), None)
+        if refused is not None:
+            raise ConfigError(
+                f"A declaration is YAML that Dagster does not read: {getattr(refused, 'problem', refused)}.",
+                path=folder,
+                hint="Look for anchors (`&`) that contain their own alias (`*`), and for tags (`!`).",
+            ) from error
         raise
 
 
@@ -156,8 +165,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def _check_files(folder: Path) -> None:
     for path in sorted((*folder.rglob("defs.yaml"), *folder.rglob("defs.yml"))):
         for document in read_documents(path):
-            kind = document.data.get("type") if isinstance(document.data, Mapping) else None
-            if isinstance(kind, str) and not _exists(kind):
+            kind = _checked_type(document, path)
+            if not _exists(kind):
                 near = get_close_matches(kind, [f"notebooked_dagster.{name}" for name in _COMPONENTS], 1, 0.5)
                 raise ConfigError(
                     f"There is no component {kind!r}.",
@@ -168,6 +177,45 @@ def _check_files(folder: Path) -> None:
                     if near
                     else "Install the package that has it, or correct the name.",
                 )
+
+
+def _checked_type(document: Document, path: Path) -> str:
+    """The component a document names. Raises ConfigError where its outer form is not that of a ``defs.yaml``."""
+    data = document.data
+    if not isinstance(data, Mapping):
+        raise ConfigError(
+            f"This has to be a mapping with `type` and `attributes`, not {type(data).__name__}.",
+            path=path,
+            hint="Start with `type: notebooked_dagster.NotebookExperiment`.",
+        )
+    for key in data:
+        if key not in _KEYS:
+            near = get_close_matches(str(key), _KEYS, 1)
+            raise ConfigError(
+                f"There is no key `{key}`.",
+                path=path,
+                line=document.line((key,)),
+                key=str(key),
+                hint=f"Did you mean `{near[0]}`?" if near else f"There are {', '.join(_KEYS)}.",
+            )
+    kind, attributes = data.get("type"), data.get("attributes")
+    if not isinstance(kind, str):
+        raise ConfigError(
+            "The key `type` has to name a component.",
+            path=path,
+            line=document.line(("type",)),
+            key="type",
+            hint="Write `type: notebooked_dagster.NotebookExperiment`.",
+        )
+    if attributes is not None and not isinstance(attributes, Mapping):
+        raise ConfigError(
+            f"`attributes` has to be a mapping, not {type(attributes).__name__}.",
+            path=path,
+            line=document.line(("attributes",)),
+            key="attributes",
+            hint="Write each attribute on a line of its own: `notebook: …`.",
+        )
+    return kind
 
 
 def _exists(kind: str) -> bool:

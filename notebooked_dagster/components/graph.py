@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import dagster as dg
+from dagster._check import CheckError
+from dagster_shared.error import DagsterError
 
+from notebooked_dagster.errors import ConfigError
 from notebooked_dagster.resources import ProviderResource, TrackingResource
 
 from .code_assets import notebook_asset, scripts_asset
@@ -19,7 +22,23 @@ RESOURCES: dict[str, Any] = {PROVIDER: ProviderResource(), TRACKING: TrackingRes
 
 
 def experiment_definitions(spec: ExperimentSpec) -> dg.Definitions:
-    """Everything one experiment adds to a code location."""
+    """Everything one experiment adds to a code location.
+
+    Raises:
+        ConfigError: Dagster does not take something of the declaration: a tag, a partition's name, a cron expression.
+    """
+    try:
+        return _definitions(spec)
+    except (DagsterError, CheckError, ValueError, TypeError) as problem:
+        reason = " ".join(str(problem).split())
+        raise ConfigError(
+            f"Dagster does not take the declaration of {spec.config.name}: {reason}",
+            path=spec.declared_in,
+            hint="Correct the value it speaks of.",
+        ) from problem
+
+
+def _definitions(spec: ExperimentSpec) -> dg.Definitions:
     config = spec.config
     assets: list[Any] = [notebook_asset(spec), scripts_asset(spec), model_asset(spec)]
     checks: list[Any] = []

@@ -330,6 +330,11 @@ class ExperimentConfig(Strict):
         for name in value:
             if not str(name).isidentifier():
                 raise ValueError(f"{name!r} cannot be a Python name, so no notebook assigns it")
+            if not _is_plain(value[name]):
+                raise ValueError(
+                    f"{name!r} is {type(value[name]).__name__}; a hyperparameter is a number, text, true, false, null, or "
+                    "lists and mappings of them (YAML reads an unquoted 2020-01-01 as a date: quote it)"
+                )
         return value
 
     @model_validator(mode="after")
@@ -359,6 +364,14 @@ class ExperimentConfig(Strict):
         if self.registered_model is False or not self.tracking:
             return None
         return self.registered_model or self.name
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(_is_plain(item) for item in value)
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    return value is None or isinstance(value, str | int | float | bool)
 
 
 def _switch(value: Any) -> Any:

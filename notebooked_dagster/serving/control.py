@@ -283,15 +283,22 @@ class EndpointControl:
         return record
 
     def _repaired(self, folder: Path) -> EndpointRecord | None:
-        """The record; where it is damaged, as a running supervisor rewrites it."""
+        """The record; where it is damaged or gone, as a running supervisor rewrites it."""
+        damage: StateError | None = None
         try:
-            return state.read(folder)
-        except StateError as damage:
-            try:
-                self._call(folder, {"op": "status"}, timeout=_CALL_TIMEOUT)
-            except OSError:
+            record = state.read(folder)
+        except StateError as problem:
+            record, damage = None, problem
+        if record is not None or (damage is None and not folder.exists()):
+            return record
+        # A lost file is no new endpoint while something serves: a deployment that failed would take it down.
+        try:
+            self._call(folder, {"op": "status"}, timeout=_CALL_TIMEOUT)
+        except OSError:
+            if damage is not None:
                 raise damage from None
-            return state.read(folder)
+            return None
+        return state.read(folder)
 
     def _change(self, name: str, header: wire.Header) -> EndpointState:
         folder = self._existing(name)

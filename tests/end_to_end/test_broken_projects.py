@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from notebooked_dagster.definitions import project_definitions
+from notebooked_dagster.errors import ConfigError
+from notebooked_dagster.resources import Workplace
 from tests.end_to_end.dagster_kit import SmallProject
 
 pytestmark = pytest.mark.slow
@@ -46,3 +49,35 @@ def test_a_wrong_dagster_yaml(project: SmallProject) -> None:
 def test_a_state_folder_that_cannot_be_made(project: SmallProject) -> None:
     said = refused(project, "train", "iris", NOTEBOOKED_STATE_DIR="/proc/nowhere")
     assert "/proc/nowhere" in said
+
+
+HEAD = "type: notebooked_dagster.NotebookExperiment\n"
+GOOD = f"{HEAD}attributes:\n  notebook: notebooks/iris.ipynb\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("- a\n", "mapping with `type` and `attributes`"),
+        ("hello\n", "mapping with `type` and `attributes`"),
+        ("attributes: {}\n", "key type"),
+        ("type: [a]\n", "key type"),
+        (f"{HEAD}attributes: [1]\n", "line 2, key attributes"),
+        (f"{HEAD}attrs: 5\n", "Did you mean `attributes`?"),
+        (f"{GOOD}  hyperparameters: {{C: 2020-01-01}}\n", "quote it"),
+        (f"{GOOD}  schedule: {{cron: '0 0 31 2 *'}}\n", "invalid cron schedule"),
+        (f"{GOOD}  tags: {{'a b': 'c d'}}\n", "Invalid tag value"),
+        (f"{GOOD}  partitions: {{datasets: ['x...y']}}\n", "partition key"),
+        (f"{GOOD}  description: &a [*a]\n", "anchors"),
+    ],
+)
+def test_a_declaration_of_a_wrong_form(
+    project: SmallProject, text: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = project.root / "assets" / "iris" / "defs.yaml"
+    path.write_text(text)
+    monkeypatch.setenv("NOTEBOOKED_PROJECT_ROOT", str(project.root))
+    with pytest.raises(ConfigError) as caught:
+        project_definitions(Workplace.here())
+    assert said in str(caught.value)
+    assert str(path.parent.parent) in str(caught.value)

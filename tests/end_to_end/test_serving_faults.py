@@ -487,3 +487,16 @@ def test_a_memory_limit_ends_a_deployment_not_the_machine(control: EndpointContr
         control.deploy(DeploymentSpec("e", hungry, memory_limit=1_500_000_000))
 
     assert control.predict("e", ROW) == {"predictions": ["one"]}
+
+
+def test_a_lost_record_is_no_new_endpoint_while_something_serves(
+    control: EndpointControl, tmp_path: Path, folder: Path
+) -> None:
+    serve_one(control, tmp_path)
+    (folder / "endpoint.json").unlink()
+    bad = plain_model(tmp_path / "bad", "never")
+    (bad / "inference.py").write_text("raise RuntimeError('boom')")
+    with pytest.raises(DeploymentError):
+        control.deploy(DeploymentSpec("e", bad))
+    assert control.predict("e", ROW) == {"predictions": ["one"]}
+    assert (folder / "endpoint.json").exists()
