@@ -71,10 +71,7 @@ def _built(place: Workplace) -> dg.Definitions:
     declared, loaded = _declared(place)
     listed = _listed_only_in_config(place, declared)
     experiments = [*declared, *listed]
-    check_unique(
-        [spec.config for spec in experiments],
-        {spec.config.name: (spec.declared_in, None) for spec in experiments},
-    )
+    _check_names(experiments)
     parts = [*loaded, *(experiment_definitions(spec) for spec in listed)]
     jobs = {job.name: job for part in parts for job in part.jobs or ()}
     return dg.Definitions.merge(*parts, _project_wide(place, experiments, jobs))
@@ -83,7 +80,16 @@ def _built(place: Workplace) -> dg.Definitions:
 def project_experiments(place: Workplace) -> list[ExperimentSpec]:
     """The experiments of a project, however declared. Raises ConfigError as ``project_definitions`` does."""
     declared, _ = _declared(place)
-    return [*declared, *_listed_only_in_config(place, declared)]
+    experiments = [*declared, *_listed_only_in_config(place, declared)]
+    _check_names(experiments)
+    return experiments
+
+
+def _check_names(experiments: list[ExperimentSpec]) -> None:
+    check_unique(
+        [spec.config for spec in experiments],
+        {spec.config.name: (spec.declared_in, None) for spec in experiments},
+    )
 
 
 def _project_wide(
@@ -123,10 +129,7 @@ def _declared(place: Workplace) -> tuple[list[ExperimentSpec], list[dg.Definitio
         experiments = [component.spec for component in tree.get_all_components(of_type=NotebookExperiment)]
         for project in tree.get_all_components(of_type=NotebookedProject):
             experiments.extend(project.experiments)
-        check_unique(
-            [spec.config for spec in experiments],
-            {spec.config.name: (spec.declared_in, None) for spec in experiments},
-        )
+        _check_names(experiments)
         return experiments, [tree.build_defs()]
     except (ComponentTreeException, ConfigError) as error:
         plain = next((found for found in _causes(error) if isinstance(found, ConfigError)), None)

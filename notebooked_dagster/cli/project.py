@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import click
 
 from notebooked_dagster import errors
 from notebooked_dagster.errors import ConfigError, NotebookedError, UserError
@@ -142,7 +145,7 @@ def run_assets(
     job = project_definitions(project.place).resolve_job_def(job_name)
     # Dagster tells a failure with its own stack; ours is told once, at the end, in the user's terms.
     level = ("CRITICAL", "INFO", "DEBUG")[min(project.session.verbose, 2)]
-    with project.instance() as instance, redirect_stdout(sys.stderr):
+    with project.instance() as instance, redirect_stdout(sys.stderr), _ended_with_the_terminal():
         result = job.execute_in_process(
             run_config={
                 "ops": {name: {"config": dict(values)} for name, values in config.items() if values},
@@ -157,6 +160,20 @@ def run_assets(
     return str(result.run_id)
 
 
+@contextmanager
+def _ended_with_the_terminal() -> Iterator[None]:
+    """A closed terminal ends a run as Ctrl-C does; Dagster knows SIGINT and SIGTERM only. `nohup` still prevents it."""
+    number = getattr(signal, "SIGHUP", None)
+    if number is None or signal.getsignal(number) is signal.SIG_IGN:
+        yield
+        return
+    before = signal.signal(number, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
 def _failure(events: Sequence[dg.DagsterEvent]) -> NotebookedError:
     """The error of the step that failed, with the exit code it has when no Dagster is around."""
     for event in events:
@@ -168,6 +185,8 @@ def _failure(events: Sequence[dg.DagsterEvent]) -> NotebookedError:
             message = (failure.description or "The run failed.").strip()
             error: NotebookedError = kind(message, details={"step": event.step_key})
             return error
+        if data.error is not None and data.error.cls_name == "DagsterExecutionInterruptedError":
+            raise click.exceptions.Abort  # Ctrl-C: the training is cancelled by now
         if data.error is not None:
             return errors.InternalError(data.error.message.strip(), details={"step": event.step_key})
     return UserError("The run failed.", hint="The run's page in the UI has its log.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from notebooked_dagster.definitions import project_definitions
 from notebooked_dagster.errors import ConfigError
 from notebooked_dagster.resources import Workplace
-from tests.end_to_end.dagster_kit import SmallProject
+from tests.end_to_end.dagster_kit import BIN, SmallProject
 
 pytestmark = pytest.mark.slow
 
@@ -81,3 +83,44 @@ def test_a_declaration_of_a_wrong_form(
         project_definitions(Workplace.here())
     assert said in str(caught.value)
     assert str(path.parent.parent) in str(caught.value)
+
+
+def test_one_name_in_two_places(project: SmallProject) -> None:
+    (project.root / "config.yaml").write_text("experiments: [{name: iris, notebook: notebooks/iris.ipynb}]\n")
+    assert "Two experiments are called 'iris'" in refused(project, "status")
+
+
+def heeds_signals() -> None:
+    """Whoever runs the tests in the background of a shell, or under nohup, has some ignored, and so would every child."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_is_interrupted_ends_its_training(
+    project: SmallProject, number: signal.Signals
+) -> None:
+    project.edit(
+        "model.fit(X_train, y_train)",
+        "model.fit(X_train, y_train)\nimport time\nprint('ASLEEP', flush=True)\ntime.sleep(600)",
+    )
+    process = subprocess.Popen(
+        [str(BIN / "notebooked"), "train", "iris"],
+        cwd=project.root,
+        env=project.environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+        preexec_fn=heeds_signals,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "ASLEEP" in line:
+            break
+    process.send_signal(number)
+    said = process.stderr.read()
+    assert process.wait(60) == 130, said
+    assert "Interrupted." in said
+    (record,) = (project.root / ".notebooked" / "jobs").glob("*/job.json")
+    assert '"status": "cancelled"' in record.read_text()
