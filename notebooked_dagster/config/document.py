@@ -106,7 +106,7 @@ def _not_yaml(path: Path, text: str, error: yaml.MarkedYAMLError) -> ConfigError
 
 def _document(path: Path, root: Node) -> Document:
     lines: dict[KeyPath, int] = {(): root.start_mark.line + 1}
-    _walk(path, root, (), lines, set())
+    _walk(path, root, (), lines, set(), ())
     loader = _LOADER("")
     try:
         data = loader.construct_document(root)
@@ -115,14 +115,25 @@ def _document(path: Path, root: Node) -> Document:
     return Document(path, data, lines)
 
 
-def _walk(path: Path, node: Node, key: KeyPath, lines: dict[KeyPath, int], seen: set[int]) -> None:
+def _walk(
+    path: Path, node: Node, key: KeyPath, lines: dict[KeyPath, int], seen: set[int], above: tuple[int, ...]
+) -> None:
+    if id(node) in above:
+        raise ConfigError(
+            "The value contains itself.",
+            path=path,
+            line=lines.get(key),
+            key=key_text(key),
+            hint="An alias (`*name`) may not stand inside what its anchor (`&name`) marks; write the value out.",
+        )
     if id(node) in seen:
         return  # an alias: its lines are those of the anchor
     seen.add(id(node))
+    above = (*above, id(node))
     if isinstance(node, SequenceNode):
         for index, item in enumerate(node.value):
             lines[(*key, index)] = item.start_mark.line + 1
-            _walk(path, item, (*key, index), lines, seen)
+            _walk(path, item, (*key, index), lines, seen, above)
     elif isinstance(node, MappingNode):
         own: dict[str, int] = {}
         for name_node, value in node.value:
@@ -138,4 +149,4 @@ def _walk(path: Path, node: Node, key: KeyPath, lines: dict[KeyPath, int], seen:
                 )
             own[name] = line
             lines[(*key, name)] = line
-            _walk(path, value, (*key, name), lines, seen)
+            _walk(path, value, (*key, name), lines, seen, above)

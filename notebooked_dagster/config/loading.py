@@ -69,6 +69,7 @@ def load_project(path: Path, environment: Mapping[str, str] | None = None) -> Pr
     data = _with_sections(data, environment)
     data["experiments"] = _entries(document, data, environment)
     project = _validated(ProjectConfig, data, document, ())
+    _check_defaults(project.defaults, document)
     check_unique(
         project.experiments,
         {c.name: (path, document.line(("experiments", i))) for i, c in enumerate(project.experiments)},
@@ -79,7 +80,7 @@ def load_project(path: Path, environment: Mapping[str, str] | None = None) -> Pr
 def project_or_default(root: Path, environment: Mapping[str, str] | None = None) -> ProjectConfig:
     """The project's ``config.yaml`` where there is one, else the defaults with what the environment sets."""
     path = root / "config.yaml"
-    if path.is_file():
+    if os.path.lexists(path):
         return load_project(path, environment)
     environment = os.environ if environment is None else environment
     data = _with_sections({}, environment)
@@ -248,6 +249,18 @@ def _entries(document: Document, data: Mapping[str, Any], environment: Mapping[s
         else entry
         for entry in entries
     ]
+
+
+def _check_defaults(defaults: Mapping[str, Any], document: Document) -> None:
+    """What is wrong with a default is wrong here, not in the declarations that take it.
+
+    Rules about several keys at once are left to the declarations: only together with theirs do the keys make sense.
+    """
+    try:
+        ExperimentConfig.model_validate({"name": "defaults", "notebook": "defaults.ipynb", **defaults})
+    except ValidationError as error:
+        if all(item["loc"] for item in error.errors(include_url=False, include_input=False)):
+            raise _explain(error, ExperimentConfig, document, ("defaults",)) from None
 
 
 def _mapping(document: Document, data: Any, key: KeyPath) -> dict[str, Any]:

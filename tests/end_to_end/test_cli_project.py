@@ -93,9 +93,24 @@ def test_a_training_that_raises_names_the_cell_and_keeps_what_is_served(notebook
     assert notebooked("predict", "sample").returncode == 0
 
 
+def test_a_job_is_listed_read_and_cancelled_without_a_run_of_dagster(notebooked: Command) -> None:
+    listed = json.loads(notebooked("--json", "jobs", "sample").stdout)
+    assert listed
+    assert {job["experiment"] for job in listed} == {"sample"}
+    done = next(job for job in listed if job["status"] == "succeeded")
+    assert done["id"] in notebooked("jobs").stdout
+    assert "accuracy" in notebooked("logs", done["id"]).stdout
+    cancelled = json.loads(notebooked("--json", "cancel", done["id"]).stdout)
+    assert cancelled == [done]
+    assert json.loads(notebooked("--json", "jobs", "--running").stdout) == []
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
+        (("jobs", "sampel"), 1, "Did you mean sample?"),
+        (("cancel", "nothing"), 2, "There is no training job 'nothing'"),
+        (("logs", "nothing"), 2, "There is no training job 'nothing'"),
         (("train", "sampel"), 1, "Did you mean sample?"),
         (("predict", "nothing"), 2, "There is no endpoint 'nothing'"),
         (("predict", "sample", "--data", "{"), 1, "is not JSON"),

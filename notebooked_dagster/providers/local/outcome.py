@@ -76,7 +76,8 @@ def judge(ending: Ending, spec: JobSpec, folder: Path) -> Outcome:
             Failure(
                 error="TrainingFailedError",
                 message=f"train.py of {spec.experiment!r} ended well but saved no model.",
-                hint="It has to write into --model-dir (SM_MODEL_DIR); see whether the notebook binds a model.",
+                hint="It has to write into --model-dir (SM_MODEL_DIR); see whether the notebook binds a model, and whether a "
+                "cell ends the script early (sys.exit, os._exit).",
             ),
         )
     return Outcome(JobStatus.SUCCEEDED)

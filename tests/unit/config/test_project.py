@@ -222,3 +222,27 @@ def test_the_example_is_valid(tmp_path: Path) -> None:
     example = Path(__file__).parents[3] / "config.yaml.example"
     (experiment,) = load(tmp_path, example.read_text(encoding="utf-8")).experiments
     assert experiment.owners == ("team:data-science",)
+
+
+def test_a_value_that_contains_itself_is_refused(tmp_path: Path) -> None:
+    error = refused(tmp_path, "mlflow: &a\n  tracking_uri: *a\n")
+    assert (error.line, error.key) == (2, "mlflow.tracking_uri")
+    assert "contains itself" in error.message
+
+
+def test_an_anchor_may_be_used_in_two_places(tmp_path: Path) -> None:
+    text = "experiments:\n- {name: a, notebook: a.ipynb, environment: &e {X: '1'}}\n- {name: b, notebook: b.ipynb, environment: *e}\n"
+    assert [item.environment for item in load(tmp_path, text).experiments] == [{"X": "1"}] * 2
+
+
+@pytest.mark.parametrize("text", ["defaults:\n  foo: 1\n", "defaults:\n  timeout: -1\n"])
+def test_a_wrong_default_is_told_where_it_stands(tmp_path: Path, text: str) -> None:
+    error = refused(tmp_path, text)
+    assert error.line == 2
+    assert (error.key or "").startswith("defaults.")
+
+
+def test_a_config_yaml_that_is_no_file_is_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").mkdir()
+    with pytest.raises(ConfigError, match="cannot be read"):
+        project_or_default(tmp_path, {})

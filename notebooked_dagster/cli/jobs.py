@@ -1,0 +1,94 @@
+"""``notebooked jobs``, ``logs`` and ``cancel``: training jobs, asked of the provider directly.
+
+A job outlives the process that asked for it, so there has to be a way to it that needs no Dagster run.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import session, shared_options
+from .project import Project
+
+if TYPE_CHECKING:
+    from notebooked_dagster.providers.base import TrainingJob
+
+_PROVIDER = click.option("--provider", default="local", show_default=True, help="Whose jobs.")
+
+
+@click.command("jobs")
+@click.argument("experiment", required=False)
+@click.option("--running", is_flag=True, help="Only those that have not ended.")
+@_PROVIDER
+@shared_options
+def jobs_command(experiment: str | None, running: bool, provider: str) -> None:
+    """List training jobs, newest first."""
+    project = Project(session())
+    name = project.experiment(experiment).config.name if experiment is not None else None
+    found = [
+        job for job in project.provider(provider).list_jobs(name) if not (running and job.status.finished)
+    ]
+    session().emit([as_data(job) for job in found], lambda: _table(found))
+
+
+@click.command("logs")
+@click.argument("job")
+@click.option("--follow", "-f", is_flag=True, help="Go on until the job has ended.")
+@_PROVIDER
+@shared_options
+def logs_command(job: str, follow: bool, provider: str) -> None:
+    """Print what a training job printed."""
+    source = Project(session()).provider(provider)
+    if session().json:
+        session().emit({"job": job, "lines": list(source.logs(job, follow=follow))}, lambda: None)
+        return
+    for line in source.logs(job, follow=follow):
+        click.echo(line)
+
+
+@click.command("cancel")
+@click.argument("jobs", nargs=-1, required=True, metavar="JOB...")
+@_PROVIDER
+@shared_options
+def cancel_command(jobs: tuple[str, ...], provider: str) -> None:
+    """Stop training jobs and everything they started. One that has ended is left as it is."""
+    source = Project(session()).provider(provider)
+    found = [source.cancel(job) for job in jobs]
+    session().emit(
+        [as_data(job) for job in found], lambda: "\n".join(f"{job.id}: {job.status.value}" for job in found)
+    )
+
+
+def as_data(job: TrainingJob) -> dict[str, Any]:
+    """A training job as plain data."""
+    return {
+        "id": job.id,
+        "experiment": job.experiment,
+        "provider": job.provider,
+        "status": job.status.value,
+        "model_uri": job.model_uri,
+        "metrics": dict(job.metrics),
+        "mlflow_run_id": job.mlflow_run_id,
+        "model_version": job.model_version,
+        "exit_code": job.exit_code,
+        "message": job.message,
+        "started_at": job.started_at.isoformat() if job.started_at else None,
+        "finished_at": job.finished_at.isoformat() if job.finished_at else None,
+        "log": job.log,
+    }
+
+
+def _table(found: list[TrainingJob]) -> str | None:
+    if not found:
+        return "There is none. `notebooked train EXPERIMENT` starts one."
+    from rich.table import Table
+
+    table = Table("job", "status", "started", "metrics", "message")
+    for job in found:
+        started = job.started_at.astimezone().isoformat(" ", "seconds")[:19] if job.started_at else "-"
+        metrics = ", ".join(f"{name} {value:.4g}" for name, value in job.metrics.items())
+        table.add_row(job.id, job.status.value, started, metrics, job.message)
+    session().console().print(table)
+    return None
