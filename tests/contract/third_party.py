@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from notebooked_dagster.errors import EndpointNotFoundError, JobNotFoundError
+from notebooked_dagster.providers.arguments import check_experiment_name
 from notebooked_dagster.providers.base import (
     BaseProvider,
     Capability,
@@ -76,7 +77,7 @@ class InlineProvider(BaseProvider):
     def _spec(self, experiment: Experiment) -> jobs.JobSpec:
         from notebooked_dagster.errors import ConfigError
 
-        jobs.check_experiment_name(experiment.name)
+        check_experiment_name(experiment.name)
         if experiment.timeout is not None and experiment.timeout <= 0:
             raise ConfigError("timeout has to be more than 0.", key="timeout")
         if not (experiment.scripts / "train.py").exists():

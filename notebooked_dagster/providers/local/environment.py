@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 import json
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
-from notebooked_dagster.errors import ConfigError, DataError
+from notebooked_dagster.providers.arguments import data_location, hyperparameter_arguments
 from notebooked_dagster.providers.base import Experiment
 
 from .process import MARK
@@ -31,10 +29,6 @@ _PASSED = (
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 # What building a virtual environment may need on top: where the package index is.
 _BUILD = ("PIP_*", "UV_*", "NETRC", "*_PROXY", "*_proxy")
-_HYPERPARAMETER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_RESERVED = frozenset({"data_path", "model_dir", "output_dir", "help"})
-# Linux takes no single argument longer than this.
-_LONGEST_ARGUMENT = 128 * 1024 - 1
 
 
 def inherited(parent: Mapping[str, str], extra: Iterable[str] = ()) -> dict[str, str]:
@@ -105,32 +99,6 @@ def job_environment(
     }
 
 
-def data_location(experiment: Experiment) -> str | None:
-    """The data as the job gets it: an absolute path, or a URL as it stands.
-
-    A relative path is looked for from the working folder, then from the notebook's.
-
-    Raises:
-        DataError: There is nothing there.
-    """
-    data = experiment.data_path
-    if data is None or re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", data):
-        return data
-    path = Path(data).expanduser()
-    candidates = [path if path.is_absolute() else Path.cwd() / path]
-    if experiment.notebook is not None and not path.is_absolute():
-        candidates.append(experiment.notebook.expanduser().resolve().parent / path)
-    for candidate in candidates:
-        if candidate.exists():
-            return str(candidate.resolve())
-    raise DataError(
-        f"The data of experiment {experiment.name!r} is not there.",
-        path=candidates[0],
-        key="data_path",
-        hint="Correct data_path, or put the file there; nothing was started.",
-    )
-
-
 def command(experiment: Experiment, folder: Path) -> list[str]:
     """The arguments of ``train.py``, without the interpreter and the script.
 
@@ -138,38 +106,8 @@ def command(experiment: Experiment, folder: Path) -> list[str]:
         ConfigError: A hyperparameter's name or value cannot be passed.
         DataError: The data path does not exist.
     """
-    arguments = [f"--{name}={encode(name, value)}" for name, value in experiment.hyperparameters.items()]
+    arguments = hyperparameter_arguments(experiment)
     data = data_location(experiment)
     if data is not None:
         arguments.append(f"--data-path={data}")
     return [*arguments, f"--model-dir={folder / 'model'}", f"--output-dir={folder / 'output'}"]
-
-
-def encode(name: str, value: Any) -> str:
-    """A hyperparameter's value as an argument: strings as they are, all else as JSON.
-
-    Raises:
-        ConfigError: The name is not one, or the value is no JSON value or too long for a command line.
-    """
-    key = f"hyperparameters.{name}"
-    if not _HYPERPARAMETER.fullmatch(name) or name in _RESERVED:
-        raise ConfigError(
-            f"{name!r} cannot be the name of a hyperparameter.",
-            key=key,
-            hint="Use letters, digits and '_'; data_path, model_dir and output_dir have options of their own.",
-        )
-    try:
-        text = value if isinstance(value, str) else json.dumps(value)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"The value of hyperparameter {name!r} cannot be passed to a script: {error}.",
-            key=key,
-            hint="Use a number, a string, true, false, null, or a list or mapping of those.",
-        ) from error
-    if "\0" in text or len(text.encode()) + len(name) + 3 > _LONGEST_ARGUMENT:
-        raise ConfigError(
-            f"The value of hyperparameter {name!r} does not fit on a command line.",
-            key=key,
-            hint="Put it in a data file and pass the path.",
-        )
-    return text

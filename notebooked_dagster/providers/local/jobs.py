@@ -28,38 +28,18 @@ from typing import Any, Literal
 import filelock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from notebooked_dagster import errors
 from notebooked_dagster.core.files import write_atomic
-from notebooked_dagster.errors import ConfigError, JobNotFoundError, NotebookedError, StateError
+from notebooked_dagster.errors import JobNotFoundError, NotebookedError, StateError
+from notebooked_dagster.providers.arguments import check_experiment_name, copy_scripts
 from notebooked_dagster.providers.base import JobStatus, TrainingJob
+from notebooked_dagster.providers.failures import Failure
 from notebooked_dagster.serving.state import ProcessIdentity
 
 FORMAT = 1
 PROVIDER = "local"
-_EXPERIMENT = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
 _JOB_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,160}")
 # Given back to a full disk so that the last word on a job can always be written.
 _RESERVE = 64 * 1024
-
-
-class Failure(BaseModel):
-    """Why a job did not succeed, as the fields of the error that is raised for it.
-
-    Attributes:
-        error: The class's name in ``errors``.
-        message: One sentence.
-        hint: What to do about it.
-        traceback: Remapped to the notebook where that was possible.
-        cell: 1-based number of the notebook cell.
-        line: 1-based line in that cell.
-    """
-
-    error: str
-    message: str
-    hint: str = ""
-    traceback: str = ""
-    cell: int | None = None
-    line: int | None = None
 
 
 class TrackingState(BaseModel):
@@ -163,16 +143,7 @@ class JobRecord(BaseModel):
     def error(self, folder: Path) -> NotebookedError:
         """What to raise for a job that did not succeed."""
         failure = self.failure or Failure(error="TrainingFailedError", message="Training failed.")
-        kind = getattr(errors, failure.error, errors.TrainingFailedError)
-        text = f"{failure.message}\n{failure.traceback}".rstrip() if failure.traceback else failure.message
-        error: NotebookedError = kind(
-            text,
-            hint=failure.hint or None,
-            cell=failure.cell,
-            line=failure.line,
-            details={"job": self.id, "exit_code": self.exit_code, "log": str(folder / "log.txt")},
-        )
-        return error
+        return failure.as_error(job=self.id, exit_code=self.exit_code, log=str(folder / "log.txt"))
 
 
 class JobStore:
@@ -304,30 +275,6 @@ def _creation_key(folder: Path) -> tuple[str, float]:
         born = 0.0
     match = re.search(r"-(\d{8}-\d{6})-[0-9a-f]{6}$", folder.name)
     return (match.group(1) if match else "", born)
-
-
-def check_experiment_name(name: str) -> None:
-    """Raise ConfigError where an experiment's name cannot name a folder."""
-    if not _EXPERIMENT.fullmatch(name):
-        raise ConfigError(
-            f"{name!r} cannot be the name of an experiment.",
-            key="name",
-            hint="Use lower-case letters, digits, '_' and '-', starting with a letter or digit.",
-        )
-
-
-def copy_scripts(source: Path, target: Path) -> None:
-    """Copy an experiment's scripts; hidden folders, caches and what training by hand left behind stay behind."""
-    always = shutil.ignore_patterns(".*", "__pycache__", "*.pyc")
-
-    def ignore(folder: str, names: list[str]) -> set[str]:
-        left = set(always(folder, names))
-        if Path(folder) == source:
-            results = {name for name in ("model", "output", "mlruns") if name in names}
-            left |= {name for name in results if not any((source / name).glob("*.py"))}
-        return left
-
-    shutil.copytree(source, target, ignore=ignore)
 
 
 def write(folder: Path, record: JobRecord) -> None:

@@ -20,6 +20,7 @@ from notebooked_dagster.errors import (
     ProviderError,
     StateError,
 )
+from notebooked_dagster.providers.arguments import check_experiment_name, data_location
 from notebooked_dagster.providers.base import (
     BaseProvider,
     Capability,
@@ -31,11 +32,12 @@ from notebooked_dagster.providers.base import (
     LogSink,
     TrainingJob,
 )
+from notebooked_dagster.providers.failures import Failure
 from notebooked_dagster.serving.processes import identify
 
 from . import environment, jobs, logs, starting
 from .inference_code import newer_code
-from .jobs import Failure, Handover, JobRecord, JobSpec, JobStore, TrackingState
+from .jobs import Handover, JobRecord, JobSpec, JobStore, TrackingState
 from .run_tracking import model_facts
 
 if TYPE_CHECKING:
@@ -179,7 +181,7 @@ class LocalProvider(BaseProvider):
         return record
 
     def _spec(self, experiment: Experiment) -> JobSpec:
-        jobs.check_experiment_name(experiment.name)
+        check_experiment_name(experiment.name)
         if not (experiment.scripts / "train.py").is_file():
             raise ConfigError(
                 f"There is no train.py for experiment {experiment.name!r}.",
@@ -198,7 +200,7 @@ class LocalProvider(BaseProvider):
             scripts=experiment.scripts.resolve(),
             hyperparameters=dict(experiment.hyperparameters),
             python=self._python,
-            data_path=environment.data_location(experiment),
+            data_path=data_location(experiment),
             notebook=experiment.notebook.expanduser().resolve() if experiment.notebook is not None else None,
             environment_names=sorted(experiment.environment),
             own_environment=experiment.own_environment,

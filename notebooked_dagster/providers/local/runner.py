@@ -19,10 +19,11 @@ from pathlib import Path
 
 from notebooked_dagster.errors import NotebookedError
 from notebooked_dagster.providers.base import JobStatus
+from notebooked_dagster.providers.failures import Failure, Outcome, read_metrics
 from notebooked_dagster.serving.processes import identify
 
 from . import jobs, outcome, venv
-from .jobs import Failure, Handover
+from .jobs import Handover
 from .process import MARK, Ending, Supervised
 from .run_tracking import RunTracking
 
@@ -55,16 +56,16 @@ class Runner:
 
     def run(self) -> None:
         """Train, and write down how it ended, whatever happens."""
-        result = outcome.Outcome(JobStatus.KILLED)
+        result = Outcome(JobStatus.KILLED)
         try:
             result = self._train()
         except NotebookedError as error:
-            result = outcome.Outcome(
+            result = Outcome(
                 JobStatus.FAILED,
                 Failure(error=type(error).__name__, message=error.message, hint=error.hint or ""),
             )
         except BaseException as error:
-            result = outcome.Outcome(
+            result = Outcome(
                 JobStatus.FAILED,
                 Failure(
                     error="InternalError",
@@ -84,7 +85,7 @@ class Runner:
         with contextlib.suppress(OSError), (self.folder / "log.txt").open("ab") as stream:
             stream.write(f"[notebooked] {text}\n".encode())
 
-    def _train(self) -> outcome.Outcome:
+    def _train(self) -> Outcome:
         began = time.monotonic()
         deadline = None if self.spec.timeout is None else began + self.spec.timeout
         tracking_environment = self.tracking.start()
@@ -159,9 +160,9 @@ class Runner:
         self._current = None
         return ending
 
-    def _finish(self, result: outcome.Outcome) -> None:
+    def _finish(self, result: Outcome) -> None:
         record = self.record
-        record.metrics, complaint = outcome.read_metrics(self.folder)
+        record.metrics, complaint = read_metrics(self.folder)
         if complaint:
             self.say(complaint)
         if result.status is JobStatus.SUCCEEDED:
@@ -171,7 +172,7 @@ class Runner:
         except NotebookedError as error:
             # Only where tracking is required: the model is kept, but the job has not done all it was asked.
             if result.status is JobStatus.SUCCEEDED:
-                result = outcome.Outcome(
+                result = Outcome(
                     JobStatus.FAILED,
                     Failure(error=type(error).__name__, message=error.message, hint=error.hint or ""),
                 )
