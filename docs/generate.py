@@ -113,7 +113,8 @@ def model_tables(model: type[BaseModel], title: str) -> Iterator[str]:
         for name, field in current.model_fields.items():
             key = field.alias or name
             yield f"| `{key}` | {type_text(field.annotation)} | {default_text(field)} | {field.description or described.get(name, '').replace('``', '`')} |"
-            waiting += [(f"{key}", inner) for inner in inner_models(field.annotation)]
+            nested = f"{key}" if current is model else f"{heading}.{key}"
+            waiting += [(nested, inner) for inner in inner_models(field.annotation)]
         yield ""
 
 

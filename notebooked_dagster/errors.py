@@ -28,6 +28,8 @@
     │   ├── DeploymentConflictError        another deployment of the same endpoint is under way
     │   ├── StateError                     the provider's state on disk is damaged
     │   ├── TrackingError                  the tracking server cannot be reached or refused
+    │   ├── CredentialsError               a cloud knows no credentials of ours, or they may not do this
+    │   ├── QuotaError                     a cloud's quota or its machines are used up
     │   └── CapabilityError                the provider cannot do what was asked
     └── InternalError                      exit 3: a fault of this project
 """
@@ -217,6 +219,14 @@ class StateError(ProviderError):
 
 class TrackingError(ProviderError):
     """The tracking server cannot be reached or refused the request."""
+
+
+class CredentialsError(ProviderError):
+    """A cloud knows no credentials of ours, or they may not do what was asked."""
+
+
+class QuotaError(ProviderError):
+    """A cloud's quota is used up, or it has no machine of the kind left."""
 
 
 class CapabilityError(ProviderError):

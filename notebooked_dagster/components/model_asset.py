@@ -230,6 +230,7 @@ def experiment_of(
         notebook=spec.notebook,
         instance_type=config.instance_type,
         instance_count=config.instance_count,
+        options=config.options,
         environment={**config.environment, **(spec.place.tracking_environment if config.tracking else {})},
         own_environment=config.own_environment,
         timeout=config.timeout,
@@ -265,6 +266,9 @@ def model_metadata(job: TrainingJob, page: str | None) -> dict[str, Any]:
         found["model_version"] = job.model_version
     if job.log is not None:
         found["log"] = dg.MetadataValue.path(job.log)
+    for name, value in job.facts.items():
+        is_page = isinstance(value, str) and value.startswith("https://")
+        found[name] = dg.MetadataValue.url(str(value)) if is_page else value
     folder = Path(job.model_uri) if job.model_uri is not None and "://" not in job.model_uri else None
     if folder is not None and folder.is_dir():
         found["size (bytes)"] = folder_size(folder)

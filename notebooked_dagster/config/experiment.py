@@ -193,8 +193,9 @@ class ExperimentConfig(Strict):
         description: The first Markdown cell of the notebook where left out.
         hyperparameters: Values that replace the notebook's own; defaults of the job's run config.
         data_path: File, folder or URI with the data; ``{partition}`` is replaced.
-        instance_type: The provider's word for the machine.
+        instance_type: The provider's word for the machine that trains.
         instance_count: How many of them.
+        options: Further settings of the provider, as in its section of config.yaml, for this experiment alone.
         environment: Further environment variables of training and serving.
         timeout: Seconds a training may take.
         memory_limit: Bytes a training may use; with a suffix ``512M``, ``4G``.
@@ -229,6 +230,7 @@ class ExperimentConfig(Strict):
     data_path: Text | None = None
     instance_type: Text | None = None
     instance_count: int = Field(default=1, ge=1)
+    options: dict[str, Any] = Field(default_factory=dict)
     environment: dict[str, Text] = Field(default_factory=dict)
     timeout: float | None = Field(default=None, gt=0)
     memory_limit: int | None = Field(default=None, gt=0)

@@ -18,12 +18,16 @@ from notebooked_dagster.errors import ConfigError
 from .document import Document, KeyPath, key_text, read_documents
 from .experiment import ExperimentConfig
 from .project import ProjectConfig
-from .values import apply_override, interpolate, literal_secrets, overrides
+from .sagemaker import SageMakerOptions
+from .values import apply_override, interpolate, is_secret, literal_secrets, overrides
 
 COMPONENT_TYPES = (
     "notebooked_dagster.NotebookExperiment",
     "notebooked_dagster.components.NotebookExperiment",
 )
+# Options of other providers are theirs to check.
+PROVIDER_OPTIONS: Mapping[str, type[BaseModel]] = {"sagemaker": SageMakerOptions}
+_CLOUDS = ("aws", "azure", "gcp")
 _SECTIONS = ("mlflow", "local", "aws", "azure", "gcp", "automation", "defaults")
 _EXPECTED = {
     "int_type": "a whole number",
@@ -39,6 +43,7 @@ _EXPECTED = {
     "tuple_type": "a list",
     "list_type": "a list",
 }
+_CREDENTIALS = "Credentials are found as the cloud's own SDK finds them: environment, profile, workload or managed identity."
 _Model = TypeVar("_Model", bound=BaseModel)
 log = logging.getLogger("notebooked.config")
 
@@ -70,6 +75,8 @@ def load_project(path: Path, environment: Mapping[str, str] | None = None) -> Pr
     data["experiments"] = _entries(document, data, environment)
     project = _validated(ProjectConfig, data, document, ())
     _check_defaults(project.defaults, document)
+    for index, experiment in enumerate(project.experiments):
+        _check_options(experiment, document, ("experiments", index, "options"))
     check_unique(
         project.experiments,
         {c.name: (path, document.line(("experiments", i))) for i, c in enumerate(project.experiments)},
@@ -187,7 +194,9 @@ def _experiment_of(
     _refuse_secrets(document, data, key)
     data = _interpolated(document, data, environment, key)
     data = _completed(data, environment, defaults or {})
-    return _validated(ExperimentConfig, data, document, key)
+    experiment = _validated(ExperimentConfig, data, document, key)
+    _check_options(experiment, document, (*key, "options"))
+    return experiment
 
 
 def _completed(
@@ -263,6 +272,13 @@ def _check_defaults(defaults: Mapping[str, Any], document: Document) -> None:
             raise _explain(error, ExperimentConfig, document, ("defaults",)) from None
 
 
+def _check_options(experiment: ExperimentConfig, document: Document, key: KeyPath) -> None:
+    """What is wrong with a provider's options is said before anything is submitted, with file and line."""
+    model = PROVIDER_OPTIONS.get(experiment.provider)
+    if model is not None and experiment.options:
+        _validated(model, experiment.options, document, key)
+
+
 def _mapping(document: Document, data: Any, key: KeyPath) -> dict[str, Any]:
     if isinstance(data, dict):
         return data
@@ -298,12 +314,15 @@ def _refuse_secrets(document: Document, data: Any, key: KeyPath = ()) -> None:
     if not found:
         return
     variable = str(found[0][-1]).upper()
+    hint = f"Put it into the environment and write ${{{variable}}} here; then change the secret, it may be known."
+    if found[0][0] in _CLOUDS:
+        hint = f"{_CREDENTIALS} Remove it here; then change the secret, it may be known."
     raise ConfigError(
         "A secret stands here in plain text.",
         path=document.path,
         line=document.line(found[0]),
         key=key_text(found[0]),
-        hint=f"Put it into the environment and write ${{{variable}}} here; then change the secret, it may be known.",
+        hint=hint,
     )
 
 
@@ -398,8 +417,6 @@ def _quoting_hint(kind: str, value: Any) -> str | None:
 
 
 def _secret_place(place: KeyPath) -> bool:
-    from .values import is_secret
-
     return is_secret(place) or "environment" in place
 
 
@@ -410,6 +427,8 @@ def _unknown_key(place: KeyPath, model: type[BaseModel]) -> tuple[str, str]:
             at = _inner(at.model_fields[part].annotation)
     known = sorted(at.model_fields) if isinstance(at, type) and issubclass(at, BaseModel) else []
     name = str(place[-1])
+    if place[0] in _CLOUDS and is_secret(place):
+        return f"There is no key `{name}`.", f"{_CREDENTIALS} Remove the key."
     near = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1, cutoff=0.6)
     hint = f"Did you mean `{near[0]}`?" if near else f"The keys here are: {', '.join(known)}."
     return f"There is no key `{name}`.", hint

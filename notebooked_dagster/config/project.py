@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, SecretStr, model_validator
 
 from .experiment import ExperimentConfig, Strict
+from .sagemaker import Arn, Bucket, SageMakerEndpoint, SageMakerTraining
 
 
 class MlflowSection(Strict):
@@ -49,67 +49,65 @@ class LocalSection(Strict):
 
 
 class AwsSection(Strict):
-    """Amazon SageMaker.
+    """Amazon SageMaker: keyword arguments of ``SageMakerProvider``. Credentials are found as the AWS SDK finds them.
 
     Attributes:
-        region: Of everything.
-        role_arn: The role training and serving run under.
-        bucket: Where scripts and models go.
+        region: Of everything; the AWS configuration's where left out.
+        role_arn: The role that training and serving run under.
+        bucket: Where scripts, data and models go.
+        prefix: The folder in the bucket.
         profile: A profile of the AWS configuration.
-        endpoint_url: Another address of the API.
-        access_key_id: Better left to the AWS configuration; only by reference to the environment.
-        secret_access_key: Likewise.
-        session_token: Likewise.
+        endpoint_url: Another address of the API, for an emulator.
+        poll: Seconds between two looks at a job.
+        patience: Seconds that the API may be out of reach while a job is waited for.
+        training: How it trains.
+        endpoint: How it serves.
+        prices: USD an hour of machines, by their type, where they differ from the table that is shipped.
     """
 
     region: str | None = None
-    role_arn: str | None = None
-    bucket: str | None = None
+    role_arn: Arn = None
+    bucket: Bucket = None
+    prefix: str = "notebooked"
     profile: str | None = None
     endpoint_url: str | None = None
-    access_key_id: SecretStr | None = None
-    secret_access_key: SecretStr | None = None
-    session_token: SecretStr | None = None
+    poll: float = Field(default=10.0, gt=0)
+    patience: float = Field(default=900.0, ge=0)
+    training: SageMakerTraining = SageMakerTraining()
+    endpoint: SageMakerEndpoint = SageMakerEndpoint()
+    prices: dict[str, float] = Field(default_factory=dict)
 
 
 class AzureSection(Strict):
-    """Azure Machine Learning.
+    """Azure Machine Learning. Credentials are found as the Azure SDK finds them.
 
     Attributes:
         subscription_id: The subscription.
         resource_group: The resource group.
         workspace: The workspace.
         compute: The compute cluster that trains.
-        tenant_id: For a service principal.
-        client_id: For a service principal.
-        client_secret: Only by reference to the environment.
     """
 
     subscription_id: str | None = None
     resource_group: str | None = None
     workspace: str | None = None
     compute: str | None = None
-    tenant_id: str | None = None
-    client_id: str | None = None
-    client_secret: SecretStr | None = None
 
 
 class GcpSection(Strict):
-    """Vertex AI.
+    """Vertex AI. Credentials are found as the Google SDK finds them.
 
     Attributes:
         project: The project.
         region: The region.
         bucket: The staging bucket.
         service_account: The account training and serving run under.
-        credentials_file: Path of a key file; better left to the environment's own credentials.
     """
 
     project: str | None = None
     region: str | None = None
     bucket: str | None = None
     service_account: str | None = None
-    credentials_file: Path | None = None
 
 
 class AutomationSection(Strict):

@@ -72,6 +72,7 @@ class Experiment:
         notebook: Only for lineage and for resolving relative data paths; may not exist where training runs.
         instance_type: The provider's own word for the machine; ignored by ``local``.
         instance_count: How many of them.
+        options: Further settings of the provider, for this experiment alone; the provider checks them.
         environment: Extra environment variables of the job.
         own_environment: Train in a fresh virtual environment made from the requirements.
         timeout: Seconds; None for no limit.
@@ -90,6 +91,7 @@ class Experiment:
     notebook: Path | None = None
     instance_type: str | None = None
     instance_count: int = 1
+    options: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     own_environment: bool = False
     timeout: float | None = None
@@ -120,6 +122,7 @@ class TrainingJob:
         started_at: When it started.
         finished_at: When it ended.
         log: Where its whole output lies.
+        facts: What else the provider knows and people want to see: ``cost (USD)``, ``instance``, a ``console`` URL.
     """
 
     id: str
@@ -136,6 +139,7 @@ class TrainingJob:
     started_at: datetime | None = None
     finished_at: datetime | None = None
     log: str | None = None
+    facts: Mapping[str, str | float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,10 @@ from notebooked_dagster.errors import (
 from .base import BaseProvider, Capability
 
 GROUP = "notebooked_dagster.providers"
-_BUILT_IN: Mapping[str, str] = {"local": "notebooked_dagster.providers.local:LocalProvider"}
+_BUILT_IN: Mapping[str, str] = {
+    "local": "notebooked_dagster.providers.local:LocalProvider",
+    "sagemaker": "notebooked_dagster.providers.sagemaker:SageMakerProvider",
+}
 _ALIASES: Mapping[str, str] = {"vertex": "gcp"}
 # Names that are kept for providers of ours, and the extra each one needs.
 _EXTRAS: Mapping[str, str] = {"sagemaker": "aws", "azure": "azure", "gcp": "gcp"}

@@ -85,9 +85,9 @@ def test_a_broken_provider_is_reported_and_hurts_no_other(site):
 
 def test_a_missing_extra_is_named(site):
     (site / "cloudy.py").write_text("import boto3_that_is_not_installed\n")
-    install(site, "cloudy", sagemaker="cloudy:Provider")
-    with pytest.raises(MissingPackageError, match=r"pip install 'notebooked-dagster\[aws\]'"):
-        get_provider("sagemaker")
+    install(site, "cloudy", azure="cloudy:Provider")
+    with pytest.raises(MissingPackageError, match=r"pip install 'notebooked-dagster\[azure\]'"):
+        get_provider("azure")
 
 
 def test_a_built_in_name_cannot_be_taken(site):
@@ -95,7 +95,7 @@ def test_a_built_in_name_cannot_be_taken(site):
     assert get_provider("local").capabilities > {Capability.DEPLOY}
 
 
-@pytest.mark.parametrize("name", ["sagemaker", "azure", "gcp", "vertex"])
+@pytest.mark.parametrize("name", ["azure", "gcp", "vertex"])
 def test_the_cloud_providers_are_said_to_come_later(name):
     with pytest.raises(CapabilityError, match="This release"):
         get_provider(name)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from notebooked_dagster.errors import EndpointNotFoundError, JobNotFoundError
+from notebooked_dagster.providers import jobs
 from notebooked_dagster.providers.arguments import check_experiment_name
 from notebooked_dagster.providers.base import (
     BaseProvider,
@@ -22,7 +23,7 @@ from notebooked_dagster.providers.base import (
     LogSink,
     TrainingJob,
 )
-from notebooked_dagster.providers.local import environment, jobs, outcome
+from notebooked_dagster.providers.local import environment, outcome
 from notebooked_dagster.providers.local.process import Ending
 
 

@@ -15,8 +15,8 @@ from notebooked_dagster.providers.failures import (
     remapped_traceback,
     size_text,
 )
+from notebooked_dagster.providers.jobs import JobSpec
 
-from .jobs import JobSpec
 from .logs import tail
 from .process import Ending
 

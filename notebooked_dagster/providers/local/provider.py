@@ -20,6 +20,7 @@ from notebooked_dagster.errors import (
     ProviderError,
     StateError,
 )
+from notebooked_dagster.providers import jobs
 from notebooked_dagster.providers.arguments import check_experiment_name, data_location
 from notebooked_dagster.providers.base import (
     BaseProvider,
@@ -33,12 +34,12 @@ from notebooked_dagster.providers.base import (
     TrainingJob,
 )
 from notebooked_dagster.providers.failures import Failure
+from notebooked_dagster.providers.inference_code import newer_code
+from notebooked_dagster.providers.jobs import Handover, JobRecord, JobSpec, JobStore, TrackingState
+from notebooked_dagster.providers.run_tracking import model_facts
 from notebooked_dagster.serving.processes import identify
 
-from . import environment, jobs, logs, starting
-from .inference_code import newer_code
-from .jobs import Handover, JobRecord, JobSpec, JobStore, TrackingState
-from .run_tracking import model_facts
+from . import environment, logs, starting
 
 if TYPE_CHECKING:
     from notebooked_dagster.serving.control import EndpointControl, EndpointState
@@ -64,7 +65,7 @@ class LocalProvider(BaseProvider):
         health_timeout: Seconds a new version has to become healthy.
     """
 
-    name: ClassVar[str] = jobs.PROVIDER
+    name: ClassVar[str] = "local"
     capabilities: ClassVar[frozenset[Capability]] = frozenset(
         {
             Capability.TRAIN,
@@ -286,7 +287,7 @@ class LocalProvider(BaseProvider):
         Raises:
             TrackingError: MLflow cannot be reached.
         """
-        from . import syncing
+        from notebooked_dagster.providers import syncing
 
         folder = self._store.folder(job_id)
         syncing.sync(folder, starting.settle(folder), self._tracking_uri)
@@ -298,7 +299,7 @@ class LocalProvider(BaseProvider):
         Raises:
             TrackingError: MLflow cannot be reached.
         """
-        from . import syncing
+        from notebooked_dagster.providers import syncing
 
         ended = []
         for job_id in self._store.ids():

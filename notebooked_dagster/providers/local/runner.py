@@ -18,14 +18,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from notebooked_dagster.errors import NotebookedError
+from notebooked_dagster.providers import jobs
 from notebooked_dagster.providers.base import JobStatus
 from notebooked_dagster.providers.failures import Failure, Outcome, read_metrics
+from notebooked_dagster.providers.jobs import Handover
+from notebooked_dagster.providers.run_tracking import RunTracking
 from notebooked_dagster.serving.processes import identify
 
-from . import jobs, outcome, venv
-from .jobs import Handover
+from . import outcome, venv
 from .process import MARK, Ending, Supervised
-from .run_tracking import RunTracking
 
 _HEARTBEAT_EVERY = 2.0
 

@@ -15,12 +15,12 @@ import filelock
 
 import notebooked_dagster
 from notebooked_dagster.errors import ProviderError
+from notebooked_dagster.providers import jobs
 from notebooked_dagster.providers.base import JobStatus
 from notebooked_dagster.providers.failures import Failure
+from notebooked_dagster.providers.jobs import Handover, JobRecord
 from notebooked_dagster.serving.processes import alive
 
-from . import jobs
-from .jobs import Handover, JobRecord
 from .process import kill_abandoned
 
 _READY_WITHIN = 60.0

@@ -26,9 +26,10 @@ def refused(tmp_path: Path, text: str, **environment: str) -> ConfigError:
 FULL = """\
 mlflow:
   tracking_uri: http://127.0.0.1:5000
+  password: ${MLFLOW_PW}
 aws:
   region: eu-central-1
-  secret_access_key: ${AWS_KEY}
+  role_arn: ${ROLE}
 azure:
 gcp:
   project: p
@@ -49,7 +50,7 @@ experiments:
 
 
 def test_every_section_is_read(tmp_path: Path) -> None:
-    project = load(tmp_path, FULL, AWS_KEY="k")
+    project = load(tmp_path, FULL, ROLE="arn:aws:iam::1:role/r", MLFLOW_PW="k")
     wine, digits = project.experiments
     assert (wine.provider, wine.instance_count, wine.instance_type) == ("sagemaker", 2, "ml.m5.large")
     assert wine.hyperparameters == {"C": 0.5, "kernel": "rbf", "layers": [8, 4], "nothing": None}
@@ -58,18 +59,37 @@ def test_every_section_is_read(tmp_path: Path) -> None:
 
 
 def test_a_secret_is_hidden_and_comes_from_the_environment(tmp_path: Path) -> None:
-    project = load(tmp_path, FULL, AWS_KEY="s3cr3t")
-    assert project.aws.secret_access_key is not None
-    assert project.aws.secret_access_key.get_secret_value() == "s3cr3t"
+    project = load(tmp_path, FULL, ROLE="arn:aws:iam::1:role/r", MLFLOW_PW="s3cr3t")
+    assert project.mlflow.password is not None
+    assert project.mlflow.password.get_secret_value() == "s3cr3t"
     assert "s3cr3t" not in repr(project) + str(project) + project.model_dump_json()
 
 
 @pytest.mark.parametrize("value", ["abc123", "123456", "'zqzq'"])
 def test_a_literal_secret_is_refused_and_not_repeated(tmp_path: Path, value: str) -> None:
-    error = refused(tmp_path, f"aws:\n  region: x\n  secret_access_key: {value}\n")
-    assert (error.line, error.key) == (3, "aws.secret_access_key")
+    error = refused(tmp_path, f"mlflow:\n  username: x\n  password: {value}\n")
+    assert (error.line, error.key) == (3, "mlflow.password")
     assert value.strip("'") not in error.message + str(error.details)
-    assert "${SECRET_ACCESS_KEY}" in (error.hint or "")
+    assert "${PASSWORD}" in (error.hint or "")
+
+
+@pytest.mark.parametrize("value", ["abc123", "${AWS_KEY}"])
+@pytest.mark.parametrize("key", ["aws.secret_access_key", "azure.client_secret", "gcp.credentials_file"])
+def test_credentials_of_a_cloud_have_no_place_here(tmp_path: Path, key: str, value: str) -> None:
+    section, _, name = key.partition(".")
+    error = refused(
+        tmp_path, f"{section}:\n  region: x\n  {name}: {value}\n".replace("  region: x\n", ""), AWS_KEY="k"
+    )
+    assert (error.line, error.key) == (2, key)
+    assert "SDK" in (error.hint or "")
+    assert "abc123" not in str(error)
+
+
+def test_wrong_options_of_a_provider_are_told_with_their_line(tmp_path: Path) -> None:
+    text = "experiments:\n- name: a\n  notebook: a.ipynb\n  provider: sagemaker\n  options:\n    training:\n      spott: true\n"
+    error = refused(tmp_path, text)
+    assert (error.line, error.key) == (7, "experiments[0].options.training.spott")
+    assert "spot" in (error.hint or "")
 
 
 def test_a_wrong_secret_is_not_quoted(tmp_path: Path) -> None:

@@ -23,8 +23,9 @@ from notebooked_dagster.errors import (
     TrainingKilledError,
     TrainingTimeoutError,
 )
+from notebooked_dagster.providers import jobs
 from notebooked_dagster.providers.base import Experiment, JobStatus
-from notebooked_dagster.providers.local import LocalProvider, jobs
+from notebooked_dagster.providers.local import LocalProvider
 from tests.contract.scripts import write_scripts
 from tests.contract.suite import acting, wait_for
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from notebooked_dagster.errors import TrackingError
+from notebooked_dagster.providers import jobs
 from notebooked_dagster.providers.base import Experiment, JobStatus
-from notebooked_dagster.providers.local import LocalProvider, jobs
+from notebooked_dagster.providers.local import LocalProvider
 from notebooked_dagster.tracking import Tracking, local_uri
 from notebooked_dagster.tracking.lineage import data_hash, git_tags, prefixed
 from tests.contract.scripts import write_scripts

@@ -1,4 +1,4 @@
-"""Training jobs on disk: ``<state>/jobs/<id>/``.
+"""Training jobs on disk, of any provider: ``<state>/jobs/<id>/`` of the local one, ``<state>/<provider>/<id>/`` else.
 
 ::
 
@@ -36,7 +36,6 @@ from notebooked_dagster.providers.failures import Failure
 from notebooked_dagster.serving.state import ProcessIdentity
 
 FORMAT = 1
-PROVIDER = "local"
 _JOB_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,160}")
 # Given back to a full disk so that the last word on a job can always be written.
 _RESERVE = 64 * 1024
@@ -68,8 +67,11 @@ class JobSpec(BaseModel):
     experiment: str
     scripts: Path
     hyperparameters: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(default_factory=dict)
+    instance_type: str | None = None
+    instance_count: int = 1
     arguments: list[str] = Field(default_factory=list)
-    python: str
+    python: str = ""
     data_path: str | None = None
     notebook: Path | None = None
     environment_names: list[str] = Field(default_factory=list)
@@ -107,6 +109,7 @@ class JobRecord(BaseModel):
     format: int = FORMAT
     id: str
     experiment: str
+    provider: str = "local"
     status: JobStatus = JobStatus.PENDING
     created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
     started_at: datetime | None = None
@@ -117,6 +120,7 @@ class JobRecord(BaseModel):
     exit_code: int | None = None
     failure: Failure | None = None
     tracking: TrackingState = Field(default_factory=TrackingState)
+    facts: dict[str, str | float] = Field(default_factory=dict)
     starter: ProcessIdentity | None = None
     runner: ProcessIdentity | None = None
     trainer: ProcessIdentity | None = None
@@ -126,7 +130,7 @@ class JobRecord(BaseModel):
         return TrainingJob(
             id=self.id,
             experiment=self.experiment,
-            provider=PROVIDER,
+            provider=self.provider,
             status=self.status,
             model_uri=self.model_uri,
             metrics=dict(self.metrics),
@@ -138,6 +142,7 @@ class JobRecord(BaseModel):
             started_at=self.started_at,
             finished_at=self.finished_at,
             log=str(folder / "log.txt"),
+            facts=dict(self.facts),
         )
 
     def error(self, folder: Path) -> NotebookedError:
@@ -150,11 +155,13 @@ class JobStore:
     """All jobs of a state folder.
 
     Args:
-        root: ``<state>/jobs``; made when the first job is.
+        root: Made when the first job is.
+        provider: Whose jobs.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, provider: str = "local") -> None:
         self.root = root
+        self.provider = provider
 
     def folder(self, job_id: str) -> Path:
         """A job's folder.
@@ -165,15 +172,26 @@ class JobStore:
         path = self.root / job_id
         if not _JOB_ID.fullmatch(job_id) or not path.is_dir():
             raise JobNotFoundError(
-                f"There is no training job {job_id!r} at provider 'local'.",
-                hint="`notebooked status` lists the jobs there are; old ones are pruned.",
+                f"There is no training job {job_id!r} at provider {self.provider!r}.",
+                hint="`notebooked jobs` lists the jobs there are; old ones are pruned.",
             )
         return path
 
     def create(
-        self, spec: JobSpec, *, token: str | None, starter: ProcessIdentity | None
+        self,
+        spec: JobSpec,
+        *,
+        token: str | None,
+        starter: ProcessIdentity | None = None,
+        job_id: str | None = None,
     ) -> tuple[JobRecord, bool]:
         """Make a job's folder, or find the job that was made with this token.
+
+        Args:
+            spec: What was asked for.
+            token: Two calls with the same token are one job; None for always a new one.
+            starter: The process that asks.
+            job_id: The job's id; one of its experiment and the time where None.
 
         Returns:
             The record, and whether it is a new one.
@@ -188,7 +206,7 @@ class JobStore:
             with self._lock():
                 if token is not None and (known := self.of_token(token)) is not None:
                     return known, False
-                return self._make(spec, token, starter), True
+                return self._make(spec, token, starter, job_id), True
         except OSError as error:
             raise StateError(
                 f"The training job cannot be written: {error.strerror or error}.",
@@ -196,11 +214,18 @@ class JobStore:
                 hint="Make room on the disk or make the folder writable, then train again.",
             ) from error
 
-    def _make(self, spec: JobSpec, token: str | None, starter: ProcessIdentity | None) -> JobRecord:
+    def _make(
+        self, spec: JobSpec, token: str | None, starter: ProcessIdentity | None, job_id: str | None
+    ) -> JobRecord:
         now = datetime.now(UTC)
-        job_id = f"{spec.experiment}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+        job_id = job_id or f"{spec.experiment}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
         record = JobRecord(
-            id=job_id, experiment=spec.experiment, created_at=now, token=token, starter=starter
+            id=job_id,
+            experiment=spec.experiment,
+            provider=self.provider,
+            created_at=now,
+            token=token,
+            starter=starter,
         )
         folder = self.root / job_id
         folder.mkdir()

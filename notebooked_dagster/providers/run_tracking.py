@@ -112,7 +112,7 @@ class RunTracking:
         from notebooked_dagster.tracking.lineage import git_tags, prefixed
 
         where = self.spec.notebook.parent if self.spec.notebook is not None else self.spec.scripts
-        own = {"experiment": self.spec.experiment, "job": self.record.id, "provider": "local"}
+        own = {"experiment": self.spec.experiment, "job": self.record.id, "provider": self.record.provider}
         if self.spec.notebook is not None:
             own["notebook"] = str(self.spec.notebook)
         if self.spec.data_path is not None:

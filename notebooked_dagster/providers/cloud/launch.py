@@ -1,0 +1,52 @@
+"""Run ``train.py`` inside a cloud's container; sent with the scripts, and needs nothing but Python itself.
+
+``notebooked_job.json`` beside it says how. Its last line tells the exit code, which the clouds' own messages lose.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+END = "[notebooked] train.py ended with exit code"
+
+
+def data_argument(channel: "str | None", name: str) -> "list[str]":
+    """``--data-path`` for the folder that the cloud put the data in, or for the one file in it that was asked for."""
+    if not channel:
+        return []
+    path = os.path.join(channel, name) if name else channel
+    if not os.path.exists(path):
+        found = ", ".join(sorted(os.listdir(channel))[:10]) if os.path.isdir(channel) else "nothing"
+        sys.exit(f"[notebooked] The data {name!r} did not arrive; in {channel} there is: {found}.")
+    return [f"--data-path={path}"]
+
+
+def main() -> None:
+    """Run it; end with its exit code."""
+    with open(os.path.join(HERE, "notebooked_job.json"), encoding="utf-8") as stream:
+        job = json.load(stream)
+    arguments = job["arguments"] + data_argument(os.environ.get("SM_CHANNEL_TRAINING"), job.get("data") or "")
+    for option, variable in (("--model-dir", "SM_MODEL_DIR"), ("--output-dir", "SM_OUTPUT_DATA_DIR")):
+        if os.environ.get(variable):
+            arguments.append(f"{option}={os.environ[variable]}")
+    environment = dict(os.environ, PYTHONUNBUFFERED="1", MPLBACKEND="Agg", PYTHONIOENCODING="utf-8")
+    # Hyperparameters come as arguments, exactly; what the cloud made of them in its own variables is not read again.
+    for name in [name for name in environment if name == "SM_HPS" or name.startswith("SM_HP_")]:
+        del environment[name]
+    hosts = json.loads(os.environ.get("SM_HOSTS") or "[]")
+    if len(hosts) > 1 and os.environ.get("SM_CURRENT_HOST") != hosts[0]:
+        # Every instance trains; the first one's model and metrics are the job's.
+        arguments = [text for text in arguments if not text.startswith(("--model-dir=", "--output-dir="))]
+        arguments += ["--model-dir=/tmp/notebooked/model", "--output-dir=/tmp/notebooked/output"]
+    sys.stdout.flush()
+    code = subprocess.call(
+        [sys.executable, "-u", os.path.join(HERE, "train.py"), *arguments], env=environment
+    )
+    print(f"{END} {code}.", flush=True)
+    sys.exit(code if 0 <= code < 256 else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,627 @@
+"""CloudProvider: the life of a training job that runs elsewhere, whatever cloud that is.
+
+A job's id is the name it has in the cloud. Where the caller gives an idempotency token the name is made from it, so
+that a process that dies between submitting and writing anything down has submitted that one job and no other: the
+next call with the token finds it by its name. Everything else on disk is a copy that can be fetched again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import re
+import secrets
+import shutil
+import time
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import filelock
+
+from notebooked_dagster.core.settings import Settings
+from notebooked_dagster.errors import (
+    ConfigError,
+    DataError,
+    JobNotFoundError,
+    NotebookedError,
+    ProviderError,
+)
+from notebooked_dagster.providers import jobs
+from notebooked_dagster.providers.arguments import (
+    check_experiment_name,
+    data_location,
+    hyperparameter_arguments,
+)
+from notebooked_dagster.providers.base import BaseProvider, Experiment, JobStatus, LogSink, TrainingJob
+from notebooked_dagster.providers.failures import Failure, Outcome, explain, read_metrics
+from notebooked_dagster.providers.jobs import JobRecord, JobSpec, JobStore, TrackingState
+from notebooked_dagster.providers.run_tracking import RunTracking
+
+from . import launch
+from .package import JOB, LAUNCHER, write_archive
+
+log = logging.getLogger("notebooked.providers.cloud")
+_END = re.compile(re.escape(launch.END) + r" (-?\d+)\.")
+_LOG_END = 16_000
+_JOB_PREFIX = "nbd"
+
+
+class OutOfReachError(ProviderError):
+    """The cloud did not answer, or asked to be left alone for a while: what was asked may well work in a minute."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A job as its cloud sees it now.
+
+    Attributes:
+        status: Where it stands.
+        started_at: When the machine began.
+        finished_at: When it ended.
+        reason: What the cloud says of a failure.
+        error: The class in ``errors`` of a failure that is not the script's; empty where the log has to say.
+        hint: What to do about that.
+        model_uri: Where the model lies.
+        facts: As in ``TrainingJob.facts``.
+        environment: Of the job: what is ours tells its experiment and MLflow run.
+    """
+
+    status: JobStatus
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    reason: str = ""
+    error: str = ""
+    hint: str = ""
+    model_uri: str | None = None
+    facts: Mapping[str, str | float] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+class CloudProvider(BaseProvider):
+    """Submit, follow, finish. A cloud's provider says how each of these steps is done there.
+
+    Args:
+        state_dir: Where copies of jobs are kept; ``Settings().state`` where None.
+        tracking_uri: The MLflow server, for jobs that somebody else submitted.
+        tracking_required: Whether a job fails when MLflow cannot be reached; else that is a warning.
+        poll: Seconds between two looks at a job.
+        patience: Seconds that the cloud may be out of reach while a job is waited for.
+        log_grace: Seconds that the last lines of a job's log may take to arrive.
+        cancel_on_interrupt: Whether a job is stopped when the process that waits for it is interrupted.
+    """
+
+    def __init__(
+        self,
+        state_dir: Path | str | None = None,
+        *,
+        tracking_uri: str | None = None,
+        tracking_required: bool = False,
+        poll: float = 10.0,
+        patience: float = 900.0,
+        log_grace: float = 15.0,
+        cancel_on_interrupt: bool = True,
+    ) -> None:
+        state = (Path(state_dir).expanduser() if state_dir is not None else Settings().state).resolve()
+        self.state = state / self.name
+        self._tracking_uri = tracking_uri
+        self._tracking_required = tracking_required
+        self._poll = poll
+        self._patience = patience
+        self._log_grace = log_grace
+        self._cancel_on_interrupt = cancel_on_interrupt
+        self._store = JobStore(self.state / "jobs", self.name)
+
+    # What a cloud has to say
+
+    @abstractmethod
+    def _check(self, experiment: Experiment) -> None:
+        """Refuse what can be refused before anything is made: options, settings, names. Raises ConfigError."""
+
+    @abstractmethod
+    def _submit(self, job_id: str, spec: JobSpec, package: Path, environment: Mapping[str, str]) -> None:
+        """Send the package and the data and start the job; a job of that name that is there already is left alone."""
+
+    @abstractmethod
+    def _look(self, job_id: str) -> Remote | None:
+        """The job now; None where the cloud knows none of that name."""
+
+    @abstractmethod
+    def _summaries(self) -> dict[str, Remote]:
+        """All jobs of ours, newest first, in as few calls as can be; only status and times need be right."""
+
+    @abstractmethod
+    def _stop(self, job_id: str) -> None:
+        """Ask a job to end."""
+
+    @abstractmethod
+    def _lines(self, job_id: str, cursor: Any) -> tuple[list[str], Any]:
+        """The lines of a job's log since ``cursor`` (None for the first), and the cursor after them."""
+
+    @abstractmethod
+    def _fetch_code(self, job_id: str, target: Path) -> None:
+        """Fetch the scripts that were sent. Raises DataError where they are gone."""
+
+    @abstractmethod
+    def _fetch_output(self, job_id: str, remote: Remote, target: Path) -> None:
+        """Fetch what the script wrote to its output folder. Raises DataError where there is none or it is damaged."""
+
+    @abstractmethod
+    def _fetch_model(self, job_id: str, remote: Remote, target: Path) -> None:
+        """Fetch the model folder. Raises DataError where there is none or it is damaged."""
+
+    @abstractmethod
+    def _has_model(self, job_id: str, remote: Remote) -> bool:
+        """Whether the script saved anything, without fetching it. Raises DataError where it is damaged."""
+
+    # Training
+
+    def train(
+        self, experiment: Experiment, wait: bool = True, *, on_log: LogSink | None = None
+    ) -> TrainingJob:
+        """Train in the cloud; see the base class."""
+        record = self._begin(experiment)
+        if not wait:
+            return record.view(self._store.folder(record.id))
+        try:
+            record = self._wait(record.id, on_log)
+        except ProviderError:
+            # Not reaching the cloud is no reason to stop what runs there; the next call with the token finds it.
+            raise
+        except BaseException:
+            if self._cancel_on_interrupt:
+                with contextlib.suppress(NotebookedError):
+                    self._stop(record.id)
+            raise
+        folder = self._store.folder(record.id)
+        if record.status is not JobStatus.SUCCEEDED:
+            raise record.error(folder)
+        return record.view(folder)
+
+    def package(self, experiment: Experiment, target: Path) -> str:
+        """Write what would be sent for a training; returns its SHA-256. Nothing leaves this machine."""
+        data = data_location(experiment)
+        job = {
+            "arguments": hyperparameter_arguments(experiment),
+            "data": data_file(data),
+            "experiment": experiment.name,
+        }
+        return write_archive(
+            target,
+            {"": experiment.scripts},
+            {
+                LAUNCHER: Path(launch.__file__).read_bytes(),
+                JOB: json.dumps(job, indent=1).encode(),
+                # The script's own requirements, under the name that the clouds' containers install.
+                "requirements.txt": training_requirements(experiment.scripts),
+            },
+        )
+
+    def _begin(self, experiment: Experiment) -> JobRecord:
+        spec = self._spec(experiment)
+        token = experiment.idempotency_token
+        record, new = self._store.create(spec, token=token, job_id=job_name(experiment.name, token))
+        folder = self._store.folder(record.id)
+        with self._lock(folder):
+            if not new:
+                record = jobs.read(folder)
+            if record.status.finished:
+                return record
+            if (found := self._look(record.id)) is not None:
+                return self._seen(folder, record, found)
+            try:
+                self._launch(record, spec, experiment, folder)
+            except BaseException:
+                # Where the cloud has it all the same (the reply was lost), the name will find it.
+                with contextlib.suppress(Exception):
+                    if self._look(record.id) is None:
+                        self._abandon(record, spec, folder, experiment.tracking_uri)
+                raise
+        return jobs.read(folder)
+
+    def _launch(self, record: JobRecord, spec: JobSpec, experiment: Experiment, folder: Path) -> None:
+        uri = experiment.tracking_uri
+        record.tracking = TrackingState(uri=without_password(uri), experiment=experiment.name)
+        tracking = RunTracking(record, spec, folder, uri, say=log.warning)
+        joined = tracking.start()
+        jobs.write(folder, record)
+        environment = {
+            **experiment.environment,
+            "NOTEBOOKED_EXPERIMENT": experiment.name,
+            **({"NOTEBOOKED_MLFLOW_RUN": record.tracking.run_id} if record.tracking.run_id else {}),
+        }
+        if uri is not None and reachable_from_elsewhere(uri):
+            environment.update({k: v for k, v in joined.items() if not urlsplit(v).password})
+            if experiment.autolog:
+                environment["NOTEBOOKED_MLFLOW_AUTOLOG"] = "auto" if experiment.autolog == "auto" else "1"
+        package = folder / "package.tar.gz"
+        self.package(experiment, package)
+        self._submit(record.id, spec, package, environment)
+        package.unlink(missing_ok=True)
+
+    def _abandon(self, record: JobRecord, spec: JobSpec, folder: Path, uri: str | None) -> None:
+        """Nothing was started: no job is left in the list, and no run open in MLflow."""
+        if record.tracking.run_id is not None and uri is not None:
+            with contextlib.suppress(NotebookedError):
+                tracking = RunTracking(record, spec, folder, uri, say=log.warning)
+                tracking.attach(record.tracking.run_id)
+                tracking.finish(JobStatus.FAILED)
+        self._store.remove(record)
+
+    def _spec(self, experiment: Experiment) -> JobSpec:
+        check_experiment_name(experiment.name)
+        if not (experiment.scripts / "train.py").is_file():
+            raise ConfigError(
+                f"There is no train.py for experiment {experiment.name!r}.",
+                path=experiment.scripts,
+                hint="Generate the scripts first: `notebooked convert`.",
+            )
+        if experiment.timeout is not None and experiment.timeout <= 0:
+            raise ConfigError(f"timeout has to be more than 0, not {experiment.timeout}.", key="timeout")
+        hyperparameter_arguments(experiment)
+        data = data_location(experiment)
+        self._check(experiment)
+        return JobSpec(
+            experiment=experiment.name,
+            scripts=experiment.scripts.resolve(),
+            hyperparameters=dict(experiment.hyperparameters),
+            options=dict(experiment.options),
+            instance_type=experiment.instance_type,
+            instance_count=experiment.instance_count,
+            data_path=data,
+            notebook=experiment.notebook.expanduser().resolve() if experiment.notebook is not None else None,
+            environment_names=sorted(experiment.environment),
+            timeout=experiment.timeout,
+            tags=dict(experiment.tags),
+            registered_model=experiment.registered_model,
+            tracking_required=self._tracking_required,
+            autolog=experiment.autolog,
+        )
+
+    def _wait(self, job_id: str, on_log: LogSink | None) -> JobRecord:
+        cursor: Any = None
+        shown = 0
+        lost: float | None = None
+        while True:
+            try:
+                lines, cursor = self._lines(job_id, cursor)
+                on_log, shown = _emit(lines, on_log), shown + len(lines)
+                record = self._refresh(job_id)
+                lost = None
+                if record.status.finished:
+                    # What arrived after the last look; the whole log is on disk by now.
+                    whole = (self._store.folder(job_id) / "log.txt").read_text(encoding="utf-8")
+                    _emit(whole.splitlines()[shown:], on_log)
+                    return record
+            except OutOfReachError as error:
+                now = time.monotonic()
+                lost = lost if lost is not None else now
+                if now - lost >= self._patience:
+                    raise ProviderError(
+                        f"{error.message} For {self._patience:.0f} s there was no way to training job {job_id!r}.",
+                        hint="The job goes on there; the same run, tried again, finds it.",
+                        details={"job": job_id},
+                    ) from error
+                if lost == now:
+                    log.warning("%s Job %s is looked for again.", error.message, job_id)
+            time.sleep(self._poll)
+
+    def _refresh(self, job_id: str, remote: Remote | None = None) -> JobRecord:
+        """A job's record, up to date; one that has ended in the cloud is finished here."""
+        folder = self._folder(job_id)
+        record = jobs.read(folder)
+        if record.status.finished:
+            return record
+        remote = remote or self._look(job_id)
+        with self._lock(folder):
+            record = jobs.read(folder)
+            if record.status.finished:
+                return record
+            # While we waited for the lock, whoever held it may have submitted the job.
+            remote = remote or self._look(job_id)
+            if remote is None:
+                return self._never_began(folder, record)
+            if not remote.status.finished:
+                return self._seen(folder, record, remote)
+            return self._finish(folder, record, self._look(job_id) or remote)
+
+    def _folder(self, job_id: str) -> Path:
+        """A job's folder; made from what the cloud knows where another machine submitted the job."""
+        try:
+            return self._store.folder(job_id)
+        except JobNotFoundError:
+            remote = self._look(job_id) if is_job_name(job_id) else None
+            if remote is None:
+                raise
+        scripts = self.state / "fetched" / job_id
+        with contextlib.suppress(DataError):
+            self._fetch_code(job_id, scripts)
+        scripts.mkdir(parents=True, exist_ok=True)
+        experiment = remote.environment.get("NOTEBOOKED_EXPERIMENT") or job_id.split("-")[1]
+        record, new = self._store.create(
+            JobSpec(experiment=experiment, scripts=scripts, tags={}), token=None, job_id=job_id
+        )
+        shutil.rmtree(scripts, ignore_errors=True)
+        folder = self._store.folder(record.id)
+        if new:
+            run_id = remote.environment.get("NOTEBOOKED_MLFLOW_RUN")
+            record.tracking = TrackingState(
+                uri=without_password(self._tracking_uri), experiment=experiment, run_id=run_id
+            )
+            jobs.write(folder, record)
+        return folder
+
+    def _seen(self, folder: Path, record: JobRecord, remote: Remote) -> JobRecord:
+        if remote.status.finished:
+            return record  # finishing is for whoever asks next
+        started = remote.started_at or record.started_at
+        if (record.status, record.started_at) != (remote.status, started):
+            record.status, record.started_at = remote.status, started
+            jobs.write(folder, record)
+        return record
+
+    def _never_began(self, folder: Path, record: JobRecord) -> JobRecord:
+        """A record without a job: its process died before it submitted anything, or the cloud has forgotten it."""
+        if (datetime.now(UTC) - record.created_at).total_seconds() < 60:
+            return record
+        record.status, record.finished_at = JobStatus.FAILED, datetime.now(UTC)
+        record.failure = Failure(
+            error="ProviderError",
+            message=f"The training job is not known at provider {self.name!r}.",
+            hint="It was never submitted, or was removed there; train again.",
+        )
+        if record.token is not None:
+            self._store.forget_token(record.token)
+        self._end_tracking(folder, record)
+        jobs.write(folder, record)
+        return record
+
+    def _finish(self, folder: Path, record: JobRecord, remote: Remote) -> JobRecord:
+        """Bring a job's log, output and model home, say how it ended, and tell MLflow."""
+        record.started_at, record.finished_at = remote.started_at, remote.finished_at
+        record.facts = dict(remote.facts)
+        self._save_log(record.id, folder)
+        result = self._judge(folder, record, remote)
+        with contextlib.suppress(DataError):
+            self._fetch_output(record.id, remote, folder / "output")
+        record.metrics, complaint = read_metrics(folder)
+        if complaint:
+            log.warning("Job %s: %s", record.id, complaint)
+        if result.status is JobStatus.SUCCEEDED:
+            record.model_uri = remote.model_uri
+            record.exit_code = 0
+        record.status, record.failure = result.status, result.failure
+        try:
+            self._end_tracking(folder, record)
+        except NotebookedError as error:
+            # Only where tracking is required: the model is kept, but the job has not done all it was asked.
+            if record.status is JobStatus.SUCCEEDED:
+                record.status, record.failure = JobStatus.FAILED, failure_of(error)
+        jobs.write(folder, record)
+        return record
+
+    def _judge(self, folder: Path, record: JobRecord, remote: Remote) -> Outcome:
+        name, status = record.experiment, remote.status
+        text = _tail(folder / "log.txt")
+        codes = _END.findall(text)
+        if status is JobStatus.SUCCEEDED:
+            return self._judge_model(folder, record, remote)
+        if status is JobStatus.CANCELLED:
+            failure = Failure(error="TrainingCancelledError", message=f"Training of {name!r} was cancelled.")
+            return Outcome(status, failure)
+        if status is JobStatus.TIMED_OUT:
+            return Outcome(
+                status,
+                Failure(
+                    error="TrainingTimeoutError",
+                    message=f"Training of {name!r} ran longer than its time limit and was stopped. {remote.reason}".strip(),
+                    hint="Raise `timeout`, or train on less; the log shows how far it got.",
+                ),
+            )
+        if codes:
+            record.exit_code = int(codes[-1])
+            if record.exit_code < 0 or record.exit_code == 137:
+                return Outcome(JobStatus.KILLED, killed(name, record.exit_code))
+            own = text[: text.rfind(launch.END)].rstrip()
+            return explain(name, record.exit_code, own, folder / "code", own_environment=True)
+        if remote.error:
+            failure = Failure(
+                error=remote.error, message=f"Training of {name!r}: {remote.reason}", hint=remote.hint
+            )
+            return Outcome(status, failure)
+        found = explain(name, 1, text, folder / "code", own_environment=True)
+        if found.failure is not None and not found.failure.traceback and remote.reason:
+            found.failure.message = f"Training of {name!r} failed: {remote.reason}"
+        return found
+
+    def _judge_model(self, folder: Path, record: JobRecord, remote: Remote) -> Outcome:
+        try:
+            if record.tracking.run_id is not None:
+                self._fetch_model(record.id, remote, folder / "model")
+                there = any((folder / "model").iterdir())
+            else:
+                there = self._has_model(record.id, remote)
+        except DataError as error:
+            return Outcome(
+                JobStatus.FAILED,
+                Failure(
+                    error="ProviderError",
+                    message=f"Training of {record.experiment!r} ended well, but its model cannot be read: {error.message}",
+                    hint="Train again; the log says what was saved.",
+                ),
+            )
+        if there:
+            return Outcome(JobStatus.SUCCEEDED)
+        record.exit_code = 0
+        return Outcome(
+            JobStatus.FAILED,
+            Failure(
+                error="TrainingFailedError",
+                message=f"train.py of {record.experiment!r} ended well but saved no model.",
+                hint="It has to write into --model-dir (SM_MODEL_DIR); see whether the notebook binds a model.",
+            ),
+        )
+
+    def _end_tracking(self, folder: Path, record: JobRecord) -> None:
+        run_id = record.tracking.run_id
+        uri = self._tracking_uri or record.tracking.uri
+        if run_id is None or uri is None:
+            return
+        tracking = RunTracking(record, jobs.read_spec(folder), folder, uri, say=log.warning)
+        tracking.attach(run_id)
+        tracking.finish(record.status)
+
+    def _save_log(self, job_id: str, folder: Path) -> None:
+        """The whole log; its end may come a little after the job's."""
+        deadline = time.monotonic() + self._log_grace
+        cursor: Any = None
+        with (folder / "log.txt").open("w", encoding="utf-8") as stream:
+            while True:
+                lines, cursor = self._lines(job_id, cursor)
+                stream.writelines(f"{line}\n" for line in lines)
+                stream.flush()
+                if any(launch.END in line for line in lines) or time.monotonic() >= deadline:
+                    return
+                time.sleep(min(self._poll, 1.0))
+
+    def _lock(self, folder: Path) -> filelock.FileLock:
+        return filelock.FileLock(folder / ".lock", timeout=600)
+
+    # Asking
+
+    def status(self, job_id: str) -> TrainingJob:
+        """A job's state now; one that has ended in the cloud is finished here first."""
+        folder = self._folder(job_id)
+        return self._refresh(job_id).view(folder)
+
+    def logs(self, job_id: str, *, follow: bool = False) -> Iterator[str]:
+        """A job's output, line by line."""
+        folder = self._folder(job_id)
+        if not jobs.read(folder).status.finished:
+            return self._live(job_id, follow)
+        return iter((folder / "log.txt").read_text(encoding="utf-8").splitlines())
+
+    def _live(self, job_id: str, follow: bool) -> Iterator[str]:
+        cursor: Any = None
+        while True:
+            ended = not follow or self._refresh(job_id).status.finished
+            lines, cursor = self._lines(job_id, cursor)
+            yield from lines
+            if ended:
+                return
+            time.sleep(self._poll)
+
+    def cancel(self, job_id: str) -> TrainingJob:
+        """Stop a job; returns when the cloud says that it has ended."""
+        folder = self._folder(job_id)
+        record = self._refresh(job_id)
+        if not record.status.finished:
+            self._stop(job_id)
+        deadline = time.monotonic() + self._patience
+        while not record.status.finished and time.monotonic() < deadline:
+            time.sleep(min(self._poll, 2.0))
+            record = self._refresh(job_id)
+        return record.view(folder)
+
+    def list_jobs(self, experiment: str | None = None) -> list[TrainingJob]:
+        """All jobs of ours in the cloud, and those on disk that it has forgotten; newest first."""
+        remotes = self._summaries()
+        found = []
+        for job_id in dict.fromkeys([*remotes, *self._store.ids()]):
+            try:
+                record = self._refresh(job_id, remotes.get(job_id))
+            except NotebookedError as error:
+                log.warning("Job %s: %s", job_id, error)
+                continue
+            if experiment in (None, record.experiment):
+                found.append((record.created_at, record.view(self._store.folder(job_id))))
+        return [job for _, job in sorted(found, key=lambda item: item[0], reverse=True)]
+
+
+def job_name(experiment: str, token: str | None) -> str:
+    """A name that every cloud takes: letters, digits and hyphens, at most 63 of them, unique for ever."""
+    slug = re.sub(r"[^a-z0-9]+", "-", experiment.lower()).strip("-")[:32].strip("-")
+    if token is None:
+        return f"{_JOB_PREFIX}-{slug}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+    return f"{_JOB_PREFIX}-{slug}-{hashlib.sha256(f'{experiment}/{token}'.encode()).hexdigest()[:20]}"
+
+
+def is_job_name(text: str) -> bool:
+    """Whether this could be the name of a job of ours."""
+    return re.fullmatch(rf"{_JOB_PREFIX}(-[a-z0-9]+)+", text) is not None and len(text) <= 63
+
+
+def data_file(data: str | None) -> str:
+    """The file's name, where the data is one file; empty for a folder or none."""
+    if data is None:
+        return ""
+    if "://" in data:
+        last = urlsplit(data).path.rpartition("/")[2]
+        return last if "." in last else ""
+    return Path(data).name if Path(data).is_file() else ""
+
+
+def training_requirements(scripts: Path) -> bytes:
+    """What training needs installed."""
+    for name in ("requirements-train.txt", "requirements.txt"):
+        if (scripts / name).is_file():
+            return (scripts / name).read_bytes()
+    return b""
+
+
+def reachable_from_elsewhere(uri: str) -> bool:
+    """Whether a tracking server may be reached by a job that does not run on this machine."""
+    parts = urlsplit(uri)
+    return parts.scheme in ("http", "https") and parts.hostname not in ("localhost", "127.0.0.1", "::1", None)
+
+
+def without_password(uri: str | None) -> str | None:
+    """An address as it may lie on disk."""
+    if uri is None:
+        return None
+    parts = urlsplit(uri)
+    if parts.password is None:
+        return uri
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def failure_of(error: NotebookedError) -> Failure:
+    """An error, as a record keeps it."""
+    return Failure(error=type(error).__name__, message=error.message, hint=error.hint or "")
+
+
+def killed(experiment: str, code: int) -> Failure:
+    """The failure of a process that a signal ended; ``code`` is negative, or 128 and the signal."""
+    number = -code if code < 0 else code - 128
+    what = ", most often out of memory" if number == 9 else ""
+    return Failure(
+        error="TrainingKilledError",
+        message=f"Training of {experiment!r} was killed by signal {number}{what}.",
+        hint="Choose an instance type with more memory, or train on less data or in smaller batches.",
+    )
+
+
+def _emit(lines: list[str], sink: LogSink | None) -> LogSink | None:
+    """Hand lines to a sink; returns it, or None where it failed: training goes on without it."""
+    if sink is None:
+        return None
+    for line in lines:
+        try:
+            sink(line)
+        except Exception:
+            log.exception("The log sink failed; the job goes on without it.")
+            return None
+    return sink
+
+
+def _tail(path: Path) -> str:
+    with path.open("rb") as stream:
+        stream.seek(0, 2)
+        stream.seek(max(0, stream.tell() - _LOG_END))
+        return stream.read().decode("utf-8", "replace")

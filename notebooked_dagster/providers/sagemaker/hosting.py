@@ -1,0 +1,736 @@
+"""Endpoints in SageMaker's terms.
+
+A version of an endpoint is a SageMaker model, an archive and a description in our folder of the bucket. What an endpoint
+serves, and in which roles, is said by its endpoint configuration: it cannot be changed, only replaced as a whole, so that
+roles and traffic never disagree. A deployment that does not become healthy leaves the configuration that was there.
+
+API: SageMaker 2017-07-24, SageMaker Runtime 2017-05-13, Application Auto Scaling 2016-02-06.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import re
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from notebooked_dagster.config.sagemaker import SageMakerEndpoint
+from notebooked_dagster.errors import (
+    ConfigError,
+    DataError,
+    DeploymentConflictError,
+    DeploymentError,
+    EndpointNotFoundError,
+    InvalidInputError,
+    NotebookedError,
+    ProviderError,
+)
+from notebooked_dagster.providers.base import Deployment, Endpoint, EndpointStatus, Experiment
+from notebooked_dagster.providers.cloud.package import unpack, write_archive
+from notebooked_dagster.providers.cloud.provider import OutOfReachError
+from notebooked_dagster.providers.failures import find_traceback, remapped_traceback
+from notebooked_dagster.providers.inference_code import newer_code
+from notebooked_dagster.providers.run_tracking import model_facts
+from notebooked_dagster.serving.worker.request import RequestError, decode
+from notebooked_dagster.serving.worker.signature import Signature
+
+from . import images
+from .session import AwsSession, code_of, message_of, translated
+from .storage import Storage
+from .training import tags
+
+log = logging.getLogger("notebooked.providers.sagemaker")
+_PREFIX = "nbd-"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,50}")
+_ROLES = ("champion", "challenger", "previous")
+_STATUS = {
+    "Creating": EndpointStatus.CREATING,
+    "InService": EndpointStatus.HEALTHY,
+    "Updating": EndpointStatus.HEALTHY,
+    "SystemUpdating": EndpointStatus.HEALTHY,
+    "RollingBack": EndpointStatus.HEALTHY,
+    "UpdateRollbackFailed": EndpointStatus.DEGRADED,
+    "Failed": EndpointStatus.FAILED,
+}
+_MOVING = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
+_DIMENSION = {"ServiceNamespace": "sagemaker", "ScalableDimension": "sagemaker:variant:DesiredInstanceCount"}
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """An endpoint as SageMaker and our descriptions have it now.
+
+    Attributes:
+        name: As the user calls it.
+        status: SageMaker's word.
+        reason: Why it failed.
+        config: The endpoint configuration in force.
+        weights: Share of the traffic in percent, by version.
+        roles: Version by role.
+        documents: Our description of each version.
+    """
+
+    name: str
+    status: str
+    reason: str
+    config: str
+    weights: Mapping[str, int]
+    roles: Mapping[str, str]
+    documents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+class Hosting:
+    """The endpoints of one folder of one bucket.
+
+    Args:
+        session: Credentials.
+        storage: Our folder.
+        role: ARN of the execution role.
+        state: Where fetched models are kept.
+        poll: Seconds between two looks.
+    """
+
+    def __init__(self, session: AwsSession, storage: Storage, role: str, state: Path, *, poll: float) -> None:
+        self._session = session
+        self._storage = storage
+        self._role = role
+        self._models = state / "models"
+        self._poll = poll
+        self._signatures: dict[str, Signature] = {}
+
+    @property
+    def _sagemaker(self) -> Any:
+        return self._session.client("sagemaker")
+
+    # Asking
+
+    def get(self, name: str) -> Endpoint:
+        """One endpoint. Raises EndpointNotFoundError."""
+        return self._view(self._state(name))
+
+    def all(self) -> list[Endpoint]:
+        """All of ours, by name."""
+        found = []
+        with translated("Endpoints cannot be listed"):
+            pages = self._sagemaker.get_paginator("list_endpoints").paginate(NameContains=_PREFIX)
+            names = [item["EndpointName"] for page in pages for item in page["Endpoints"]]
+        for name in sorted(name for name in names if name.startswith(_PREFIX)):
+            # Between the two calls somebody may have deleted it; one of the same prefix may be somebody else's.
+            with contextlib.suppress(EndpointNotFoundError):
+                found.append(self._view(self._state(name.removeprefix(_PREFIX))))
+        return found
+
+    def predict(self, name: str, data: Any) -> Any:
+        """Ask an endpoint. Raises InvalidInputError, EndpointNotFoundError, ProviderError."""
+        body = json.dumps(data).encode()
+        self._check_input(name, body)
+        from botocore.exceptions import ClientError
+
+        with translated(f"Endpoint {name!r} cannot be asked"):
+            try:
+                reply = self._session.client("sagemaker-runtime").invoke_endpoint(
+                    EndpointName=aws_name(name),
+                    Body=body,
+                    ContentType="application/json",
+                    Accept="application/json",
+                )
+            except ClientError as error:
+                if code_of(error) == "ValidationError" and "not found" in message_of(error):
+                    raise self._unknown(name) from error
+                if code_of(error) == "ModelError":
+                    raise _model_error(name, error) from error
+                raise
+            text = reply["Body"].read()
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise ProviderError(f"Endpoint {name!r} did not answer with JSON: {text[:200]!r}.") from error
+
+    def _check_input(self, name: str, body: bytes) -> None:
+        """Check against the signature here: SageMaker's containers answer bad input with a 500 and a traceback."""
+        try:
+            try:
+                self._signature(name).check(decode(body, "application/json"))
+            except RequestError:
+                # Perhaps another model serves by now.
+                self._signatures.pop(name, None)
+                self._signature(name).check(decode(body, "application/json"))
+        except RequestError as error:
+            raise InvalidInputError(
+                error.message, details={"status": error.status, "endpoint": name, **error.fields}
+            ) from error
+
+    def _signature(self, name: str) -> Signature:
+        if name not in self._signatures:
+            state = self._state(name)
+            document = state.documents.get(state.roles.get("champion", ""), {})
+            self._signatures[name] = Signature.parse((document.get("signature") or {}).get("inputs"))
+        return self._signatures[name]
+
+    def _state(self, name: str) -> State:
+        from botocore.exceptions import ClientError
+
+        check_name(name)
+        with translated(f"Endpoint {name!r} cannot be looked at"):
+            try:
+                found = self._sagemaker.describe_endpoint(EndpointName=aws_name(name))
+            except ClientError as error:
+                if code_of(error) == "ValidationException":
+                    raise self._unknown(name) from error
+                raise
+            config = self._sagemaker.describe_endpoint_config(EndpointConfigName=found["EndpointConfigName"])
+            arn = config["EndpointConfigArn"]
+            kept = {item["Key"]: item["Value"] for item in self._sagemaker.list_tags(ResourceArn=arn)["Tags"]}
+        if "notebooked/endpoint" not in kept:
+            raise self._unknown(name)
+        roles = {role: kept[f"notebooked/{role}"] for role in _ROLES if kept.get(f"notebooked/{role}")}
+        variants = {
+            item["VariantName"].removeprefix("v"): item for item in found.get("ProductionVariants", ())
+        }
+        total = sum(float(item.get("CurrentWeight", 0)) for item in variants.values()) or 1.0
+        return State(
+            name=kept["notebooked/endpoint"],
+            status=found["EndpointStatus"],
+            reason=str(found.get("FailureReason", "")),
+            config=found["EndpointConfigName"],
+            weights={v: round(100 * float(i.get("CurrentWeight", 0)) / total) for v, i in variants.items()},
+            roles=roles,
+            documents={version: self._document(name, version) for version in roles.values()},
+        )
+
+    def _document(self, name: str, version: str) -> dict[str, Any]:
+        raw = self._storage.read(self._place(name, version, "deployment.json"))
+        found: dict[str, Any] = json.loads(raw) if raw else {}
+        return found
+
+    def _place(self, name: str, *parts: str) -> str:
+        head = [f"v{parts[0]}", *parts[1:]] if parts else []
+        return self._storage.uri("endpoints", aws_name(name), *head)
+
+    def _view(self, state: State) -> Endpoint:
+        status = _STATUS.get(state.status, EndpointStatus.STOPPED)
+        deployments = []
+        for role, version in state.roles.items():
+            document = state.documents.get(version, {})
+            created = document.get("created_at")
+            deployments.append(
+                Deployment(
+                    version=version,
+                    model_uri=str(document.get("model_uri", "")),
+                    weight=state.weights.get(version, 0),
+                    role=role,
+                    status=status if version in state.weights else EndpointStatus.STOPPED,
+                    created_at=datetime.fromisoformat(created) if created else None,
+                    labels=document.get("labels", {}),
+                )
+            )
+        message = state.reason or ("" if state.status == "InService" else f"SageMaker says: {state.status}.")
+        return Endpoint(state.name, "sagemaker", self._url(state.name), status, tuple(deployments), message)
+
+    def _url(self, name: str) -> str:
+        base = self._session.client("sagemaker-runtime").meta.endpoint_url.rstrip("/")
+        return f"{base}/endpoints/{aws_name(name)}"
+
+    def _unknown(self, name: str) -> EndpointNotFoundError:
+        return EndpointNotFoundError(
+            f"There is no endpoint {name!r} at provider 'sagemaker'.",
+            hint="`notebooked endpoints --provider sagemaker` lists what there is.",
+        )
+
+    # Changing
+
+    def deploy(
+        self,
+        experiment: Experiment,
+        options: SageMakerEndpoint,
+        model_uri: str,
+        name: str,
+        *,
+        weight: int,
+        labels: Mapping[str, str],
+        tracking_uri: str | None,
+    ) -> Endpoint:
+        """Serve a model; see ``BaseProvider.deploy``."""
+        check_name(name)
+        if not 1 <= weight <= 100:
+            raise ConfigError(f"weight has to be between 1 and 100, not {weight}.", key="weight")
+        before = self._before(name)
+        folder = self._model_folder(model_uri, tracking_uri)
+        version = self._reserve(name, before)
+        roles = _roles_after(before, version, weight)
+        try:
+            document = self._prepare(experiment, options, folder, model_uri, name, version, labels)
+            variants = [
+                _variant(name, roles["champion"], self._doc(before, document, roles["champion"]), 100)
+            ]
+            if "challenger" in roles:
+                variants[0]["InitialVariantWeight"] = float(100 - weight)
+                variants.append(_variant(name, version, document, weight))
+            config = self._configure(name, version, variants, roles, options)
+            self._switch(name, before, config, options if len(variants) == 1 else None)
+            after = self._settled(name, config)
+        except BaseException:
+            self._withdraw(name, version, before)
+            raise
+        if options.autoscaling is not None:
+            self._scale(name, version, options)
+        self._tidy(after)
+        self._signatures.pop(name, None)
+        return self._view(after)
+
+    def rollback(self, name: str) -> Endpoint:
+        """Serve the previous version again."""
+        state = self._state(name)
+        if "previous" not in state.roles:
+            raise DeploymentError(
+                f"Endpoint {name!r} has no previous version to go back to.",
+                hint="Deploy the model you want: `notebooked deploy EXPERIMENT --model-uri …`.",
+            )
+        roles = {"champion": state.roles["previous"], "previous": state.roles["champion"]}
+        document = state.documents[roles["champion"]]
+        variants = [_variant(name, roles["champion"], document, 100)]
+        config = self._configure(name, roles["champion"], variants, roles, None)
+        self._switch(name, state, config, None)
+        after = self._settled(name, config)
+        self._tidy(after)
+        self._signatures.pop(name, None)
+        return self._view(after)
+
+    def traffic(self, name: str, weights: Mapping[str, int]) -> Endpoint:
+        """Set each version's share."""
+        state = self._state(name)
+        strange = sorted(set(weights) - set(state.weights))
+        if strange:
+            raise DeploymentError(
+                f"Endpoint {name!r} does not serve version {strange[0]!r}.",
+                hint=f"It serves: {', '.join(sorted(state.weights))}. A previous version comes back with a rollback.",
+            )
+        if sum(weights.values()) != 100 or any(not 0 <= share <= 100 for share in weights.values()):
+            raise DeploymentError(
+                f"The shares have to add up to 100, not {sum(weights.values())}.", hint="Name every version."
+            )
+        wanted = [
+            {"VariantName": f"v{version}", "DesiredWeight": float(weights.get(version, 0))}
+            for version in state.weights
+        ]
+        with translated(f"The traffic of endpoint {name!r} cannot be changed"), self._conflicts(name):
+            self._sagemaker.update_endpoint_weights_and_capacities(
+                EndpointName=aws_name(name), DesiredWeightsAndCapacities=wanted
+            )
+        return self._view(self._settled(name, state.config))
+
+    def delete(self, name: str) -> list[str]:
+        """Remove an endpoint and all that was made for it."""
+        state = self._state(name)
+        for version in state.weights:
+            self._unscale(name, version)
+        with translated(f"Endpoint {name!r} cannot be deleted"), self._conflicts(name):
+            self._sagemaker.delete_endpoint(EndpointName=aws_name(name))
+        deadline = time.monotonic() + 900
+        with contextlib.suppress(EndpointNotFoundError):
+            while self._state(name) and time.monotonic() < deadline:
+                time.sleep(self._poll)
+        for config in self._names("list_endpoint_configs", "EndpointConfigs", "EndpointConfigName", name):
+            self._remove("delete_endpoint_config", EndpointConfigName=config)
+        for model in self._names("list_models", "Models", "ModelName", name):
+            self._remove("delete_model", ModelName=model)
+        self._storage.remove_below(self._place(name))
+        self._signatures.pop(name, None)
+        kept = sorted({str(item.get("model_uri")) for item in state.documents.values()} - {"None", ""})
+        return [
+            *(f"The model {uri} is kept." for uri in kept),
+            f"The log group /aws/sagemaker/Endpoints/{aws_name(name)} is kept.",
+        ]
+
+    # The steps of a deployment
+
+    def _before(self, name: str) -> State | None:
+        try:
+            state = self._state(name)
+        except EndpointNotFoundError:
+            return None
+        if state.status in _MOVING:
+            raise _conflict(name, state.status)
+        if state.status == "Failed":
+            # It never served anything; SageMaker lets it only be deleted.
+            self.delete(name)
+            return None
+        return state
+
+    def _model_folder(self, uri: str, tracking_uri: str | None) -> Path:
+        try:
+            if uri.startswith("s3://"):
+                target = self._models / re.sub(r"[^A-Za-z0-9.-]+", "_", uri.removeprefix("s3://"))[-180:]
+                if not target.is_dir():
+                    with tempfile.TemporaryDirectory() as temporary:
+                        archive = Path(temporary) / "model.tar.gz"
+                        self._storage.fetch(uri, archive)
+                        unpack(archive, target)
+                return target
+            if uri.startswith(("models:/", "runs:/")):
+                from notebooked_dagster.tracking import Tracking, local_uri
+
+                address = tracking_uri or local_uri(self._models.parent.parent)
+                return Tracking(address, "").resolve(uri, cache=self._models)
+        except (DataError, ProviderError) as error:
+            if isinstance(error, OutOfReachError):
+                raise
+            raise DeploymentError(
+                f"The model {uri} cannot be fetched: {error.message}", hint=error.hint
+            ) from error
+        folder = Path(uri).expanduser()
+        if not folder.is_dir() or not any(folder.iterdir()):
+            raise DeploymentError(
+                f"There is no model in {uri}.",
+                hint="Give a folder, an s3:// archive, models:/name@alias or runs:/id.",
+            )
+        return folder
+
+    def _reserve(self, name: str, before: State | None) -> str:
+        """The next version's number, which nobody else gets."""
+        start = self._place(name)
+        pattern = re.compile(rf"{re.escape(start)}/v(\d+)/")
+        used = [int(match[1]) for uri in self._storage.names(start) if (match := pattern.match(uri))]
+        version = str(max([0, *used, *(int(v) for v in (before.roles.values() if before else ()))]) + 1)
+        if not self._storage.write(self._place(name, version, "reserved"), b"", new=True):
+            raise _conflict(name, "another process has begun a deployment at the same moment")
+        return version
+
+    def _prepare(
+        self,
+        experiment: Experiment,
+        options: SageMakerEndpoint,
+        folder: Path,
+        model_uri: str,
+        name: str,
+        version: str,
+        labels: Mapping[str, str],
+    ) -> dict[str, Any]:
+        """Archive, description and SageMaker model of a version."""
+        code = newer_code(experiment.scripts, folder) or (
+            folder if (folder / "inference.py").is_file() else experiment.scripts
+        )
+        facts = model_facts(folder)
+        requirements = _inference_requirements(code, experiment.scripts)
+        serverless = options.serverless is not None
+        image = images.choose(
+            "inference",
+            self._session.region,
+            self._session.domain,
+            None if serverless else options.instance_type,
+            requirements.decode("utf-8", "replace"),
+            options.image,
+        )
+        archive = self._place(name, version, "model.tar.gz")
+        with tempfile.TemporaryDirectory() as temporary:
+            path = Path(temporary) / "model.tar.gz"
+            scripts = {
+                f"code/{file.name}": file.read_bytes()
+                for file in sorted(code.iterdir())
+                if file.suffix == ".py" or file.name == "source_map.json"
+            }
+            write_archive(path, {"": folder}, {**scripts, "code/requirements.txt": requirements})
+            self._storage.upload(path, archive)
+        document = {
+            "version": version,
+            "model_uri": model_uri,
+            "created_at": datetime.now(UTC).isoformat(),
+            "labels": {
+                "experiment": experiment.name,
+                "metrics": json.dumps(facts.get("metrics", {})),
+                **labels,
+            },
+            "signature": facts.get("signature"),
+            "input_example": facts.get("input_example"),
+            "image": image.uri,
+            "variant": _machine(options),
+        }
+        self._storage.write(
+            self._place(name, version, "deployment.json"), json.dumps(document, indent=1).encode()
+        )
+        environment = {
+            **experiment.environment,
+            "SAGEMAKER_PROGRAM": "inference.py",
+            "SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/model/code",
+            "SAGEMAKER_REGION": self._session.region,
+        }
+        vpc = {"Subnets": list(options.subnets), "SecurityGroupIds": list(options.security_groups)}
+        with translated(f"Version {version} of endpoint {name!r} cannot be made"), self._conflicts(name):
+            self._sagemaker.create_model(
+                ModelName=f"{aws_name(name)}-v{version}",
+                ExecutionRoleArn=self._role,
+                PrimaryContainer={"Image": image.uri, "ModelDataUrl": archive, "Environment": environment},
+                Tags=tags({"notebooked/endpoint": name, **options.tags}),
+                **({"VpcConfig": vpc} if options.subnets else {}),
+            )
+        return document
+
+    def _doc(self, before: State | None, new: Mapping[str, Any], version: str) -> Mapping[str, Any]:
+        if version == new["version"] or before is None:
+            return new
+        return before.documents[version]
+
+    def _configure(
+        self,
+        name: str,
+        version: str,
+        variants: list[dict[str, Any]],
+        roles: Mapping[str, str],
+        options: SageMakerEndpoint | None,
+    ) -> str:
+        config = f"{aws_name(name)}-v{version}-{int(time.time() * 1000):x}"
+        marks = {
+            "notebooked/endpoint": name,
+            **{f"notebooked/{role}": found for role, found in roles.items()},
+        }
+        more = {"KmsKeyId": options.kms_key} if options is not None and options.kms_key else {}
+        own = options.tags if options is not None else {}
+        with translated(f"The configuration of endpoint {name!r} cannot be made"):
+            self._sagemaker.create_endpoint_config(
+                EndpointConfigName=config, ProductionVariants=variants, Tags=tags({**marks, **own}), **more
+            )
+        return config
+
+    def _switch(
+        self, name: str, before: State | None, config: str, options: SageMakerEndpoint | None
+    ) -> None:
+        call = {"EndpointName": aws_name(name), "EndpointConfigName": config}
+        with translated(f"Endpoint {name!r} cannot be deployed"), self._conflicts(name):
+            if before is None:
+                own = options.tags if options is not None else {}
+                self._sagemaker.create_endpoint(**call, Tags=tags({"notebooked/endpoint": name, **own}))
+                return
+            policy = _policy(options) if options is not None else None
+            for version in before.weights:
+                self._unscale(name, version)
+            self._sagemaker.update_endpoint(**call, **({"DeploymentConfig": policy} if policy else {}))
+
+    def _settled(self, name: str, config: str) -> State:
+        """Wait until SageMaker is done; the endpoint then has to serve this configuration."""
+        while True:
+            try:
+                state = self._state(name)
+            except OutOfReachError as error:
+                log.warning("%s Endpoint %s is looked at again.", error.message, name)
+                time.sleep(self._poll)
+                continue
+            if state.status not in _MOVING:
+                break
+            time.sleep(self._poll)
+        if state.status == "InService" and state.config == config:
+            return state
+        serving = " It serves what it served before." if state.status == "InService" else ""
+        trace = self._traceback(name)
+        message = f"Endpoint {name!r} did not become healthy: {state.reason or state.status}{serving}"
+        raise DeploymentError(
+            f"{message}\n{trace}".rstrip(),
+            hint=f"The container's log is in CloudWatch, group /aws/sagemaker/Endpoints/{aws_name(name)}.",
+            details={"status": state.status, "reason": state.reason},
+        )
+
+    def _traceback(self, name: str) -> str:
+        """The last traceback of the container's log; empty where there is none to be had."""
+        group = f"/aws/sagemaker/Endpoints/{aws_name(name)}"
+        with contextlib.suppress(Exception):
+            logs = self._session.client("logs")
+            streams = logs.describe_log_streams(
+                logGroupName=group, orderBy="LastEventTime", descending=True, limit=1
+            )["logStreams"]
+            page = logs.get_log_events(logGroupName=group, logStreamName=streams[0]["logStreamName"])
+            return remapped_traceback(
+                find_traceback("\n".join(item["message"] for item in page["events"])), Path()
+            )
+        return ""
+
+    def _withdraw(self, name: str, version: str, before: State | None) -> None:
+        """Remove what a deployment that failed made; what is served stays."""
+        with contextlib.suppress(Exception):
+            if before is None:
+                state = self._state(name)
+                if state.status == "Failed":
+                    self._sagemaker.delete_endpoint(EndpointName=aws_name(name))
+            for config in self._names("list_endpoint_configs", "EndpointConfigs", "EndpointConfigName", name):
+                if config.startswith(f"{aws_name(name)}-v{version}-"):
+                    self._remove("delete_endpoint_config", EndpointConfigName=config)
+            self._remove("delete_model", ModelName=f"{aws_name(name)}-v{version}")
+            self._storage.remove_below(self._place(name, version))
+
+    def _tidy(self, state: State) -> None:
+        """Remove configurations and versions that nothing serves or keeps for a rollback."""
+        name, kept = state.name, set(state.roles.values())
+        with contextlib.suppress(NotebookedError):
+            for config in self._names("list_endpoint_configs", "EndpointConfigs", "EndpointConfigName", name):
+                if config != state.config:
+                    self._remove("delete_endpoint_config", EndpointConfigName=config)
+            for model in self._names("list_models", "Models", "ModelName", name):
+                version = model.rpartition("-v")[2]
+                if version not in kept:
+                    self._remove("delete_model", ModelName=model)
+                    self._storage.remove_below(self._place(name, version))
+
+    def _names(self, operation: str, items: str, key: str, name: str) -> list[str]:
+        """Configurations or models of one endpoint; those of an endpoint whose name begins alike are not."""
+        pattern = re.compile(rf"{re.escape(aws_name(name))}-v\d+(-[0-9a-f]+)?")
+        with translated(f"What belongs to endpoint {name!r} cannot be listed"):
+            pages = self._sagemaker.get_paginator(operation).paginate(NameContains=aws_name(name))
+            return [item[key] for page in pages for item in page[items] if pattern.fullmatch(str(item[key]))]
+
+    def _remove(self, operation: str, **which: str) -> None:
+        from botocore.exceptions import ClientError
+
+        with translated(f"{next(iter(which.values()))} cannot be removed"):
+            try:
+                getattr(self._sagemaker, operation)(**which)
+            except ClientError as error:
+                # It is gone already.
+                if code_of(error) != "ValidationException":
+                    raise
+
+    def _scale(self, name: str, version: str, options: SageMakerEndpoint) -> None:
+        assert options.autoscaling is not None
+        scaling = self._session.client("application-autoscaling")
+        target = {**_DIMENSION, "ResourceId": f"endpoint/{aws_name(name)}/variant/v{version}"}
+        with translated(f"Autoscaling of endpoint {name!r} cannot be set up"):
+            scaling.register_scalable_target(
+                **target, MinCapacity=options.autoscaling.min, MaxCapacity=options.autoscaling.max
+            )
+            scaling.put_scaling_policy(
+                **target,
+                PolicyName=f"{aws_name(name)}-v{version}",
+                PolicyType="TargetTrackingScaling",
+                TargetTrackingScalingPolicyConfiguration={
+                    "TargetValue": options.autoscaling.invocations,
+                    "PredefinedMetricSpecification": {
+                        "PredefinedMetricType": "SageMakerVariantInvocationsPerInstance"
+                    },
+                },
+            )
+
+    def _unscale(self, name: str, version: str) -> None:
+        from botocore.exceptions import ClientError
+
+        if not self._document(name, version).get("variant", {}).get("scaled"):
+            return
+        with contextlib.suppress(ClientError):
+            self._session.client("application-autoscaling").deregister_scalable_target(
+                **_DIMENSION, ResourceId=f"endpoint/{aws_name(name)}/variant/v{version}"
+            )
+
+    @contextlib.contextmanager
+    def _conflicts(self, name: str) -> Any:
+        """What SageMaker says when two change an endpoint at once."""
+        from botocore.exceptions import ClientError
+
+        try:
+            yield
+        except ClientError as error:
+            text = message_of(error)
+            if code_of(error) == "ValidationException" and re.search(
+                r"(?i)in-progress|in progress|already exist", text
+            ):
+                raise _conflict(name, text) from error
+            raise
+
+
+def aws_name(name: str) -> str:
+    """An endpoint's name at SageMaker, which takes no underscores."""
+    return _PREFIX + name.replace("_", "-")
+
+
+def check_name(name: str) -> None:
+    """Raise ConfigError where SageMaker cannot take a name."""
+    if not _NAME.fullmatch(name) or name[-1] in "-_":
+        raise ConfigError(
+            f"{name!r} cannot be the name of an endpoint at SageMaker.",
+            key="endpoint.name",
+            hint="Use letters, digits and hyphens, at most 50 of them.",
+        )
+
+
+def _roles_after(before: State | None, version: str, weight: int) -> dict[str, str]:
+    if before is None or "champion" not in before.roles:
+        return {"champion": version}
+    if weight < 100:
+        kept = {"previous": before.roles["previous"]} if "previous" in before.roles else {}
+        return {"champion": before.roles["champion"], "challenger": version, **kept}
+    return {"champion": version, "previous": before.roles["champion"]}
+
+
+def _machine(options: SageMakerEndpoint) -> dict[str, Any]:
+    """What a version runs on, as part of a ProductionVariant; ``scaled`` is ours."""
+    if options.serverless is not None:
+        return {
+            "ServerlessConfig": {
+                "MemorySizeInMB": options.serverless.memory,
+                "MaxConcurrency": options.serverless.concurrency,
+            }
+        }
+    count = options.instance_count
+    if options.autoscaling is not None:
+        count = min(max(count, options.autoscaling.min), options.autoscaling.max)
+    return {
+        "InstanceType": options.instance_type,
+        "InitialInstanceCount": count,
+        "ContainerStartupHealthCheckTimeoutInSeconds": options.startup_timeout,
+        "ModelDataDownloadTimeoutInSeconds": options.startup_timeout,
+        **({"scaled": True} if options.autoscaling is not None else {}),
+    }
+
+
+def _variant(name: str, version: str, document: Mapping[str, Any], weight: int) -> dict[str, Any]:
+    machine = {key: value for key, value in document["variant"].items() if key != "scaled"}
+    return {
+        "VariantName": f"v{version}",
+        "ModelName": f"{aws_name(name)}-v{version}",
+        "InitialVariantWeight": float(weight),
+        **machine,
+    }
+
+
+def _policy(options: SageMakerEndpoint) -> dict[str, Any] | None:
+    """How traffic moves to a new version; None for SageMaker's own way, all at once when it is healthy."""
+    if options.serverless is not None or (options.strategy == "all_at_once" and not options.alarms):
+        return None
+    routing: dict[str, Any] = {"Type": options.strategy.upper(), "WaitIntervalInSeconds": options.bake}
+    if options.strategy != "all_at_once":
+        size = {"Type": "CAPACITY_PERCENT", "Value": options.canary_percent}
+        routing["CanarySize" if options.strategy == "canary" else "LinearStepSize"] = size
+    policy: dict[str, Any] = {"BlueGreenUpdatePolicy": {"TrafficRoutingConfiguration": routing}}
+    if options.alarms:
+        policy["AutoRollbackConfiguration"] = {"Alarms": [{"AlarmName": alarm} for alarm in options.alarms]}
+    return policy
+
+
+def _inference_requirements(code: Path, scripts: Path) -> bytes:
+    for folder in (code, scripts):
+        for name in ("requirements-inference.txt", "requirements.txt"):
+            if (folder / name).is_file():
+                return (folder / name).read_bytes()
+    return b""
+
+
+def _conflict(name: str, reason: str) -> DeploymentConflictError:
+    return DeploymentConflictError(
+        f"Endpoint {name!r} is being changed by somebody else: {reason}.".replace("..", "."),
+        hint="Wait until it is done, then deploy again.",
+    )
+
+
+def _model_error(name: str, error: Any) -> NotebookedError:
+    status = int(error.response.get("OriginalStatusCode", 500))
+    said = str(error.response.get("OriginalMessage", "") or message_of(error)).strip()
+    details = {"status": status, "endpoint": name}
+    if 400 <= status < 500:
+        return InvalidInputError(f"Endpoint {name!r} refused the input: {said[:2000]}", details=details)
+    return ProviderError(
+        f"Endpoint {name!r} failed to answer: {said[:2000]}",
+        hint=f"Its log is in CloudWatch, group /aws/sagemaker/Endpoints/{aws_name(name)}.",
+        details=details,
+    )
