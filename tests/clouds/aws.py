@@ -12,6 +12,7 @@ import math
 import random
 import re
 import shutil
+import socket
 import tarfile
 import threading
 import time
@@ -718,7 +719,8 @@ class AwsServer:
             return [reply]
         except _Lost:
             # Closed without a word, as a broken line does.
-            environ["werkzeug.socket"].close()
+            with contextlib.suppress(OSError):
+                environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             raise ConnectionResetError from None
         except ApiError as error:
             content = json.dumps(

@@ -73,15 +73,22 @@ def _own(shape: Shape, value: Any, path: str) -> list[str]:
     if isinstance(value, str):
         if "enum" in limits and value not in limits["enum"]:
             found.append(f"{told} satisfy enum value set: [{', '.join(limits['enum'][:5])}, …]")
-        if "pattern" in limits and not re.fullmatch(_python(limits["pattern"]), value):
+        if "pattern" in limits and not _matches(limits["pattern"], value):
             found.append(f"{told} satisfy regular expression pattern: {limits['pattern']}")
     return found
 
 
+def _matches(pattern: str, value: str) -> bool:
+    try:
+        return re.fullmatch(_python(pattern), value) is not None
+    except re.error:
+        return True  # a range of halves of characters, which Java has and Python has not
+
+
 def _python(pattern: str) -> str:
     """A Java pattern as Python has it: Unicode classes, and the ends that ``fullmatch`` stands for."""
-    for java, ours in (("\\p{L}", r"^\W\d_"), ("\\p{Z}", r"\s"), ("\\p{N}", r"\d"), ("\\p{M}", r"\w")):
-        pattern = pattern.replace(java, ours if java != "\\p{L}" else r"\w")
+    for java, ours in (("\\p{L}", r"\w"), ("\\p{Z}", r"\s"), ("\\p{N}", r"\d"), ("\\p{M}", r"\w")):
+        pattern = pattern.replace(java, ours)
     return pattern
 
 

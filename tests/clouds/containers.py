@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 _KEPT = (
     "PATH",
@@ -104,12 +105,24 @@ class Training:
         return code
 
     def stop(self, grace: float) -> None:
-        """SIGTERM, and SIGKILL to all that is left of it."""
+        """SIGTERM, and SIGKILL to all that is left of it: a container takes everything in it with it."""
+        family = _family(self.process.pid)
         self.process.terminate()
-        self.wait(grace)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.wait(5)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(grace)
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        self.process.wait(5)
+        self._reader.join(2)
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        first = psutil.Process(pid)
+        return [first, *first.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 class Serving:

@@ -279,10 +279,10 @@ class Hosting:
         except BaseException:
             self._withdraw(name, version, before)
             raise
-        if options.autoscaling is not None:
-            self._scale(name, version, options)
         self._tidy(after)
         self._signatures.pop(name, None)
+        if options.autoscaling is not None:
+            self._scale(name, version, options)
         return self._view(after)
 
     def rollback(self, name: str) -> Endpoint:

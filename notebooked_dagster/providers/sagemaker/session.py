@@ -23,6 +23,8 @@ from notebooked_dagster.errors import (
 )
 from notebooked_dagster.providers.cloud.provider import OutOfReachError
 
+# Short trouble is the SDK's to wait out, in seconds; longer trouble is for whoever waits for the job.
+_ATTEMPTS = 4
 _DENIED = ("AccessDenied", "AccessDeniedException", "AuthorizationError", "UnauthorizedOperation", "403")
 _EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired")
 _UNKNOWN = (
@@ -102,7 +104,7 @@ class AwsSession:
         with self._making:
             if service not in self._clients:
                 config = import_module("botocore.config").Config(
-                    retries={"mode": "adaptive", "max_attempts": 6},
+                    retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
                     connect_timeout=10,
                     read_timeout=70,
                     user_agent_extra="notebooked-dagster",

@@ -122,7 +122,8 @@ def training_request(
         request["StoppingCondition"]["MaxWaitTimeInSeconds"] = max(options.max_wait or 2 * runtime, runtime)
     if options.checkpoint:
         # By experiment, not by job: the next job goes on where an interrupted one stopped.
-        request["CheckpointConfig"]["S3Uri"] = f"{output.rsplit('/', 1)[0]}/checkpoints/{spec.experiment}"
+        folder = f"{output.rsplit('/', 1)[0]}/checkpoints/{spec.experiment}"
+        request["CheckpointConfig"] = {"S3Uri": folder}
     return request
 
 

@@ -1,0 +1,550 @@
+"""What goes wrong in a cloud, and that nothing is lost, doubled or left behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from notebooked_dagster.errors import (
+    ConfigError,
+    CredentialsError,
+    DataError,
+    DeploymentConflictError,
+    DeploymentError,
+    ProviderError,
+    QuotaError,
+    TrainingCancelledError,
+    TrainingKilledError,
+)
+from notebooked_dagster.providers.base import EndpointStatus, Experiment, JobStatus
+from notebooked_dagster.providers.sagemaker import SageMakerProvider
+from tests.clouds.aws import AwsServer
+from tests.clouds.kit import BUCKET, ROLE, aws_server, sagemaker_provider
+from tests.contract.scripts import write_scripts
+
+ROWS = {"dataframe_records": [{"x": 1.0}]}
+
+
+@pytest.fixture
+def aws(tmp_path: Path) -> Iterator[AwsServer]:
+    with aws_server(tmp_path / "aws") as server:
+        yield server
+
+
+@pytest.fixture
+def provider(tmp_path: Path, aws: AwsServer) -> SageMakerProvider:
+    return sagemaker_provider(tmp_path / "state")
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Experiment:
+    return Experiment("sample", write_scripts(tmp_path / "scripts"), idempotency_token="run-1")
+
+
+def slow(experiment: Experiment) -> Experiment:
+    return dataclasses.replace(experiment, hyperparameters={"act": "slow"})
+
+
+def on_line(wanted: str, act: Callable[[], None]) -> Callable[[str], None]:
+    """A sink that does something once, when a line comes by."""
+    done: list[str] = []
+
+    def sink(line: str) -> None:
+        if line == wanted and not done:
+            done.append(line)
+            act()
+
+    return sink
+
+
+# Submitting
+
+
+def test_a_process_killed_after_submitting_leaves_one_job_which_the_next_finds(
+    aws: AwsServer, experiment: Experiment, tmp_path: Path
+) -> None:
+    program = f"""
+import os, signal
+from pathlib import Path
+from notebooked_dagster.providers.base import Experiment
+from notebooked_dagster.providers.registry import get_provider
+provider = get_provider("sagemaker", state_dir={str(tmp_path / "state")!r}, role_arn={ROLE!r}, bucket={BUCKET!r}, poll=0.05)
+submit = provider._submit
+provider._submit = lambda *given: (submit(*given), os.kill(os.getpid(), signal.SIGKILL))
+provider.train(Experiment("sample", Path({str(experiment.scripts)!r}), hyperparameters={{"act": "slow"}}, idempotency_token="run-1"))
+"""
+    died = subprocess.run([sys.executable, "-c", program], env=os.environ, check=False)
+    assert died.returncode == -signal.SIGKILL
+    job = sagemaker_provider(tmp_path / "state").train(slow(experiment))
+    assert job.status is JobStatus.SUCCEEDED
+    assert list(aws.sagemaker.jobs) == [job.id]
+
+
+def test_another_machine_finds_the_job_by_its_token_alone(
+    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment, tmp_path: Path
+) -> None:
+    first = provider.train(experiment)
+    other = sagemaker_provider(tmp_path / "another-machine")
+    assert other.train(experiment).id == first.id
+    third = sagemaker_provider(tmp_path / "a-third-machine").status(first.id)
+    assert (third.status, third.metrics, third.experiment) == (JobStatus.SUCCEEDED, first.metrics, "sample")
+    assert list(aws.sagemaker.jobs) == [first.id]
+
+
+def test_a_lost_reply_to_the_submission_is_no_second_job(
+    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment
+) -> None:
+    aws.sagemaker.fail("CreateTrainingJob", "lost", times=2)
+    assert provider.train(experiment).status is JobStatus.SUCCEEDED
+    assert len(aws.sagemaker.jobs) == 1
+
+
+def test_throttling_and_faults_of_the_service_are_waited_out(
+    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment
+) -> None:
+    aws.sagemaker.fail("DescribeTrainingJob", "throttle", times=3)
+    aws.sagemaker.fail("CreateTrainingJob", "error", times=2)
+    assert provider.train(experiment).status is JobStatus.SUCCEEDED
+    assert len(aws.sagemaker.jobs) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "said"),
+    [("quota", QuotaError, "service limit"), ("denied", CredentialsError, "CreateTrainingJob"), ("expired", CredentialsError, "renew")],
+)  # fmt: skip
+def test_a_refused_submission_leaves_nothing(
+    aws: AwsServer,
+    provider: SageMakerProvider,
+    experiment: Experiment,
+    fault: str,
+    error: type[ProviderError],
+    said: str,
+) -> None:
+    aws.sagemaker.fail("CreateTrainingJob", fault)
+    with pytest.raises(error) as caught:
+        provider.train(experiment)
+    assert said in str(caught.value)
+    assert caught.value.exit_code == 2
+    assert provider.list_jobs() == []
+    # The same run, tried again when that is mended, is a new try and not the old failure.
+    assert provider.train(experiment).status is JobStatus.SUCCEEDED
+
+
+def test_a_machine_that_the_region_does_not_have_is_a_configuration_error(
+    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment
+) -> None:
+    with pytest.raises(ConfigError, match=r"ml\.abacus\.large") as caught:
+        provider.train(dataclasses.replace(experiment, instance_type="ml.abacus.large"))
+    assert caught.value.key == "instance_type"
+    assert provider.list_jobs() == []
+
+
+def test_no_machine_free_is_said_to_be_that(
+    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment
+) -> None:
+    aws.sagemaker.no_capacity.add("ml.m5.large")
+    with pytest.raises(QuotaError, match="Unable to provision"):
+        provider.train(experiment)
+
+
+def test_data_that_is_not_in_s3_is_a_data_error(
+    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment
+) -> None:
+    with pytest.raises(DataError, match="No S3 objects"):
+        provider.train(dataclasses.replace(experiment, data_path=f"s3://{BUCKET}/nothing/here.csv"))
+
+
+def test_the_same_data_is_sent_once(
+    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment, tmp_path: Path
+) -> None:
+    data = tmp_path / "numbers.txt"
+    data.write_text("1 2 6")
+    for token in ("a", "b"):
+        job = provider.train(dataclasses.replace(experiment, data_path=str(data), idempotency_token=token))
+        assert job.metrics == {"mean": 3.0, "count": 3.0}
+    keys = [
+        item["Key"] for item in aws.s3().list_objects_v2(Bucket=BUCKET, Prefix="notebooked/data/")["Contents"]
+    ]
+    assert len([key for key in keys if key.endswith("numbers.txt")]) == 1
+
+
+# Waiting
+
+
+def test_the_network_may_be_away_while_a_job_is_waited_for(
+    aws: AwsServer, experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    provider = sagemaker_provider(tmp_path / "state", patience=60.0)
+    job = provider.train(
+        slow(experiment), on_log=on_line("step 1", lambda: aws.sagemaker.fail("*", "drop", times=10))
+    )
+    assert job.status is JobStatus.SUCCEEDED
+    assert all(item.times == 0 for item in aws.sagemaker.faults)
+
+
+def test_a_network_that_stays_away_ends_the_waiting_and_not_the_job(
+    aws: AwsServer, experiment: Experiment, tmp_path: Path
+) -> None:
+    provider = sagemaker_provider(tmp_path / "state", patience=0.2)
+    cut = on_line("step 1", lambda: aws.sagemaker.fail("*", "drop", times=100))
+    with pytest.raises(ProviderError, match="no way to training job") as caught:
+        provider.train(slow(experiment), on_log=cut)
+    assert "goes on" in (caught.value.hint or "")
+    aws.sagemaker.faults.clear()
+    assert provider.train(slow(experiment)).id == caught.value.details["job"]
+    assert len(aws.sagemaker.jobs) == 1
+
+
+def test_credentials_that_expire_end_the_waiting_and_not_the_job(
+    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment
+) -> None:
+    job = provider.train(slow(experiment), wait=False)
+    aws.sagemaker.fail("DescribeTrainingJob", "expired")
+    with pytest.raises(CredentialsError, match="expired"):
+        provider.train(slow(experiment))
+    assert aws.sagemaker.jobs[job.id].status == "InProgress"
+    assert provider.train(slow(experiment)).id == job.id
+
+
+def test_a_job_stopped_from_the_console_is_cancelled(
+    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment
+) -> None:
+    hanging = dataclasses.replace(experiment, hyperparameters={"act": "hang"})
+
+    def stop() -> None:
+        while not any(job.secondary == "Training" for job in aws.sagemaker.jobs.values()):
+            time.sleep(0.02)
+        aws.sagemaker.stop_training_job({"TrainingJobName": next(iter(aws.sagemaker.jobs))})
+
+    threading.Thread(target=stop, daemon=True).start()
+    with pytest.raises(TrainingCancelledError):
+        provider.train(hanging)
+
+
+def test_interrupting_who_waits_stops_the_job(
+    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment
+) -> None:
+    def interrupt(line: str) -> None:
+        if line == "hanging":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        provider.train(dataclasses.replace(experiment, hyperparameters={"act": "hang"}), on_log=interrupt)
+    (name,) = aws.sagemaker.jobs
+    deadline = time.monotonic() + 20
+    while aws.sagemaker.jobs[name].status != "Stopped" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert provider.status(name).status is JobStatus.CANCELLED
+
+
+def test_a_killed_script_is_told_as_killed(
+    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment
+) -> None:
+    with pytest.raises(TrainingKilledError, match="signal 9"):
+        provider.train(dataclasses.replace(experiment, hyperparameters={"act": "kill"}))
+
+
+@pytest.mark.parametrize("damage", ["missing", "corrupt"])
+def test_a_model_that_is_missing_or_corrupt_is_no_success(
+    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment, damage: str
+) -> None:
+    job = provider.train(slow(experiment), wait=False)
+    key = f"notebooked/jobs/{job.id}/output/model.tar.gz"
+    while aws.sagemaker.jobs[job.id].status != "Completed":
+        time.sleep(0.05)
+    if damage == "missing":
+        aws.s3().delete_object(Bucket=BUCKET, Key=key)
+    else:
+        aws.s3().put_object(Bucket=BUCKET, Key=key, Body=b"half of an archive")
+    with pytest.raises(ProviderError, match="model cannot be read"):
+        provider.train(slow(experiment))
+
+
+def test_a_missing_output_costs_the_metrics_and_not_the_model(
+    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment
+) -> None:
+    job = provider.train(slow(experiment), wait=False)
+    while aws.sagemaker.jobs[job.id].status != "Completed":
+        time.sleep(0.05)
+    aws.s3().delete_object(Bucket=BUCKET, Key=f"notebooked/jobs/{job.id}/output/output.tar.gz")
+    done = provider.train(slow(experiment))
+    assert (done.status, done.metrics) == (JobStatus.SUCCEEDED, {})
+
+
+def test_a_hundred_waiting_jobs_are_one_call(
+    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment
+) -> None:
+    for number in range(12):
+        provider.train(
+            dataclasses.replace(experiment, hyperparameters={"act": "hang"}, idempotency_token=str(number)),
+            wait=False,
+        )
+    aws.sagemaker.calls.clear()
+    assert len(provider.list_jobs()) == 12
+    assert aws.sagemaker.calls == ["ListTrainingJobs"]
+
+
+def test_what_a_job_cost_is_told(aws: AwsServer, provider: SageMakerProvider, experiment: Experiment) -> None:
+    facts = provider.train(experiment).facts
+    assert facts["instance"] == "1 x ml.m5.large"
+    assert facts["billed (s)"] >= 1
+    assert facts["cost (USD, estimated)"] == pytest.approx(0.115 * facts["billed (s)"] / 3600, abs=1e-4)
+    assert str(facts["console"]).startswith("https://")
+
+
+# What is sent
+
+
+def test_what_is_sent_runs_without_us_and_holds_no_credentials(
+    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment, tmp_path: Path
+) -> None:
+    hyperparameters = {"note": "it's", "shift": 0.25}
+    wanted = dataclasses.replace(experiment, hyperparameters=hyperparameters, environment={"LEVEL": "2"})
+    job = provider.train(wanted)
+    request = aws.sagemaker.jobs[job.id].request
+    assert request["Environment"]["LEVEL"] == "2"
+    assert json.loads(request["HyperParameters"]["note"]) == "it's"
+    assert "testing" not in json.dumps(request)
+    archive = tmp_path / "sent.tar.gz"
+    aws.s3().download_file(BUCKET, f"notebooked/jobs/{job.id}/source/sourcedir.tar.gz", str(archive))
+    with tarfile.open(archive) as opened:
+        names = opened.getnames()
+    assert {
+        "train.py",
+        "preprocess.py",
+        "requirements.txt",
+        "notebooked_launch.py",
+        "notebooked_job.json",
+    } <= set(names)
+
+
+def test_the_same_package_is_the_same_bytes(
+    provider: SageMakerProvider, experiment: Experiment, tmp_path: Path
+) -> None:
+    first = provider.package(experiment, tmp_path / "a.tar.gz")
+    for path in experiment.scripts.iterdir():
+        os.utime(path, (1, 1))
+    assert provider.package(experiment, tmp_path / "b.tar.gz") == first
+
+
+def test_options_reach_the_request(
+    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment
+) -> None:
+    training = {
+        "spot": True, "max_wait": 7200, "checkpoint": True, "volume_size": 50, "kms_key": "key-1", "encrypt_traffic": True,
+        "subnets": ["subnet-1"], "security_groups": ["sg-1"], "tags": {"team": "ml & co"}, "max_runtime": 3600,
+    }  # fmt: skip
+    job = provider.train(dataclasses.replace(experiment, options={"training": training}, instance_count=2))
+    request = aws.sagemaker.jobs[job.id].request
+    assert request["EnableManagedSpotTraining"] is True
+    assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 3600, "MaxWaitTimeInSeconds": 7200}
+    assert request["CheckpointConfig"] == {"S3Uri": f"s3://{BUCKET}/notebooked/checkpoints/sample"}
+    assert request["ResourceConfig"]["InstanceCount"] == 2
+    assert request["ResourceConfig"]["VolumeKmsKeyId"] == "key-1"
+    assert request["VpcConfig"] == {"Subnets": ["subnet-1"], "SecurityGroupIds": ["sg-1"]}
+    assert {"Key": "team", "Value": "ml - co"} in request["Tags"]
+    assert "saved by spot (%)" in job.facts
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"trainin": {}}, "options.trainin"),
+        ({"training": {"spott": True}}, "options.training.spott"),
+        ({"training": {"subnets": ["a"]}}, "options.training"),
+        ({"endpoint": {"serverless": True, "autoscaling": {"max": 2}}}, "options.endpoint"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_sent(
+    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment, options: dict[str, object], key: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        provider.train(dataclasses.replace(experiment, options=options))
+    assert caught.value.key == key
+    assert aws.sagemaker.calls == []
+
+
+@pytest.mark.parametrize("missing", ["role_arn", "bucket"])
+def test_what_is_not_configured_is_named(
+    aws: AwsServer, experiment: Experiment, tmp_path: Path, missing: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        sagemaker_provider(tmp_path / "state", **{missing: None}).train(experiment)
+    assert caught.value.key == f"aws.{missing}"
+
+
+def test_without_credentials_it_says_where_they_come_from(
+    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    with pytest.raises(CredentialsError, match="aws sso login"):
+        provider.train(experiment)
+
+
+# Endpoints
+
+
+@pytest.fixture
+def served(provider: SageMakerProvider, experiment: Experiment) -> str:
+    """The model that the endpoint ``live`` serves."""
+    uri = provider.train(experiment).model_uri
+    assert uri is not None
+    provider.deploy(experiment, uri, "live")
+    return uri
+
+
+def test_a_model_that_does_not_load_never_gets_traffic_and_leaves_nothing(
+    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment, served: str, tmp_path: Path
+) -> None:
+    before = (set(aws.sagemaker.models), set(aws.sagemaker.configs))
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "inference.py").write_text("def model_fn(folder):\n    raise OSError('no weights')\n")
+    with pytest.raises(DeploymentError, match="no weights") as caught:
+        provider.deploy(experiment, str(broken), "live")
+    assert "serves what it served before" in caught.value.message
+    assert provider.predict("live", ROWS) == {"predictions": [3.0]}
+    assert (set(aws.sagemaker.models), set(aws.sagemaker.configs)) == before
+    assert provider.endpoint("live").status is EndpointStatus.HEALTHY
+
+
+def test_a_first_deployment_that_fails_leaves_no_endpoint(
+    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "inference.py").write_text("raise OSError('no weights')\n")
+    with pytest.raises(DeploymentError, match="no weights"):
+        provider.deploy(experiment, str(broken), "first")
+    deadline = time.monotonic() + 10
+    while aws.sagemaker.endpoints and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert provider.list_endpoints() == []
+    assert aws.sagemaker.models == aws.sagemaker.configs == {}
+
+
+def test_of_two_deployments_at_once_one_is_told_to_wait(
+    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment, served: str, tmp_path: Path
+) -> None:
+    outcomes: list[object] = []
+
+    def deploy(number: int) -> None:
+        try:
+            outcomes.append(
+                sagemaker_provider(tmp_path / f"state-{number}").deploy(experiment, served, "live")
+            )
+        except DeploymentConflictError as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=deploy, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    kinds = sorted(type(item).__name__ for item in outcomes)
+    # Either one was told to wait, or they were far enough apart to follow each other.
+    assert kinds in (["DeploymentConflictError", "Endpoint"], ["Endpoint", "Endpoint"])
+    assert provider.predict("live", ROWS) == {"predictions": [3.0]}
+    roles = {item.version for item in provider.endpoint("live").deployments}
+    assert {name.rpartition("-v")[2] for name in aws.sagemaker.models} == roles
+
+
+def test_deleting_removes_all_that_was_made_and_names_what_stays(
+    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment, served: str
+) -> None:
+    provider.deploy(experiment, served, "live-two")
+    left = provider.delete_endpoint("live")
+    assert any(served in sentence for sentence in left)
+    assert list(aws.sagemaker.endpoints) == ["nbd-live-two"]
+    assert list(aws.sagemaker.models) == ["nbd-live-two-v1"]
+    assert len(aws.sagemaker.configs) == 1
+    kept = [
+        item["Key"]
+        for item in aws.s3().list_objects_v2(Bucket=BUCKET, Prefix="notebooked/endpoints/")["Contents"]
+    ]
+    assert all(key.startswith("notebooked/endpoints/nbd-live-two/") for key in kept)
+    assert provider.predict("live-two", ROWS) == {"predictions": [3.0]}
+
+
+def test_what_two_deployments_leave_is_one_version_for_a_rollback(
+    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment, served: str
+) -> None:
+    for _ in range(2):
+        provider.deploy(experiment, served, "live")
+    assert sorted(aws.sagemaker.models) == ["nbd-live-v2", "nbd-live-v3"]
+    assert len(aws.sagemaker.configs) == 1
+
+
+def test_how_traffic_moves_is_as_the_options_say(
+    aws: AwsServer,
+    provider: SageMakerProvider,
+    experiment: Experiment,
+    served: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[dict[str, object]] = []
+    update = aws.sagemaker.update_endpoint
+    monkeypatch.setattr(aws.sagemaker, "update_endpoint", lambda p: (seen.append(p), update(p))[1])
+    endpoint = {"strategy": "canary", "canary_percent": 20, "bake": 120, "alarms": ["errors"]}
+    provider.deploy(dataclasses.replace(experiment, options={"endpoint": endpoint}), served, "live")
+    policy = seen[0]["DeploymentConfig"]
+    assert policy == {
+        "BlueGreenUpdatePolicy": {
+            "TrafficRoutingConfiguration": {
+                "Type": "CANARY",
+                "WaitIntervalInSeconds": 120,
+                "CanarySize": {"Type": "CAPACITY_PERCENT", "Value": 20},
+            }
+        },
+        "AutoRollbackConfiguration": {"Alarms": [{"AlarmName": "errors"}]},
+    }
+
+
+def test_autoscaling_follows_the_version_that_serves(
+    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment, served: str
+) -> None:
+    scaled = dataclasses.replace(experiment, options={"endpoint": {"autoscaling": {"min": 2, "max": 4}}})
+    provider.deploy(scaled, served, "live")
+    assert list(aws.sagemaker.targets) == ["endpoint/nbd-live/variant/v2"]
+    provider.deploy(scaled, served, "live")
+    assert list(aws.sagemaker.targets) == list(aws.sagemaker.policies) == ["endpoint/nbd-live/variant/v3"]
+    provider.delete_endpoint("live")
+    assert aws.sagemaker.targets == {}
+
+
+def test_a_serverless_endpoint_names_no_machine(
+    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment, served: str
+) -> None:
+    provider.deploy(
+        dataclasses.replace(experiment, options={"endpoint": {"serverless": True}}), served, "less"
+    )
+    (variant,) = next(
+        config["ProductionVariants"]
+        for name, config in aws.sagemaker.configs.items()
+        if name.startswith("nbd-less-")
+    )
+    assert variant["ServerlessConfig"] == {"MemorySizeInMB": 2048, "MaxConcurrency": 5}
+    assert "InstanceType" not in variant
+
+
+def test_an_endpoint_of_somebody_else_is_not_ours(
+    aws: AwsServer, provider: SageMakerProvider, served: str
+) -> None:
+    config = next(iter(aws.sagemaker.configs.values()))
+    aws.sagemaker.create_endpoint_config({**config, "EndpointConfigName": "theirs", "Tags": []})
+    aws.sagemaker.create_endpoint({"EndpointName": "nbd-theirs", "EndpointConfigName": "theirs"})
+    assert [endpoint.name for endpoint in provider.list_endpoints()] == ["live"]
