@@ -24,6 +24,7 @@ from dagster.components.core.component_tree import ComponentTreeException
 from notebooked_dagster.components import NotebookedProject, NotebookExperiment
 from notebooked_dagster.components.graph import RESOURCES, experiment_definitions, job_selection
 from notebooked_dagster.components.spec import ExperimentSpec
+from notebooked_dagster.components.submitted import training_jobs_sensor
 from notebooked_dagster.config import check_unique
 from notebooked_dagster.config.document import Document, read_documents
 from notebooked_dagster.errors import ConfigError
@@ -110,9 +111,13 @@ def _project_wide(
                 executor_def=dg.in_process_executor,
             )
         )
+    sensors = project_sensors(place, [Watched(spec.config, spec.notebook) for spec in experiments], own)
+    if experiments:
+        # On by itself: it looks only for what a run submitted on purpose.
+        sensors.append(training_jobs_sensor(place, experiments, dg.DefaultSensorStatus.RUNNING))
     return dg.Definitions(
         jobs=jobs,
-        sensors=project_sensors(place, [Watched(spec.config, spec.notebook) for spec in experiments], own),
+        sensors=sensors,
         resources=RESOURCES,
         # A step costs 2 s in a process of its own; training has one anyway.
         executor=dg.in_process_executor,

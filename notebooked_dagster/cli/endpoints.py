@@ -15,7 +15,7 @@ from .options import session, shared_options
 from .project import Project
 
 if TYPE_CHECKING:
-    from notebooked_dagster.providers.base import Endpoint
+    from notebooked_dagster.providers.base import BaseProvider, Endpoint
 
 _PROVIDER = click.option("--provider", default="local", show_default=True, help="Whose endpoints.")
 
@@ -40,7 +40,7 @@ def predict_command(endpoint: str, data: str | None, provider: str) -> None:
     """Ask an endpoint."""
     source = Project(session()).provider(provider)
     live = source.endpoint(endpoint)
-    request = _request(data) if data is not None else _example(live)
+    request = _request(data) if data is not None else _example(source, live)
     answer = source.predict(live.name, request)
     session().emit(answer, lambda: json.dumps(answer, ensure_ascii=False))
 
@@ -153,15 +153,12 @@ def _request(text: str) -> Any:
         ) from None
 
 
-def _example(endpoint: Endpoint) -> Any:
+def _example(source: BaseProvider, endpoint: Endpoint) -> Any:
     """The input example that was saved with the model an endpoint serves."""
-    for item in endpoint.deployments:
-        path = Path(item.model_uri) / "model.json"
-        if item.weight and path.is_file():
-            example = json.loads(path.read_text(encoding="utf-8")).get("input_example")
-            if example is not None:
-                return example
-    raise DataError(
-        f"The model behind {endpoint.name!r} has no input example.",
-        hint="Say what to ask: --data '{\"inputs\": …}'.",
-    )
+    example = source.input_example(endpoint)
+    if example is None:
+        raise DataError(
+            f"The model behind {endpoint.name!r} has no input example.",
+            hint="Say what to ask: --data '{\"inputs\": …}'.",
+        )
+    return example

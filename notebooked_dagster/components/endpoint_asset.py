@@ -3,13 +3,12 @@
 import json
 from collections.abc import Iterator, Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
 from notebooked_dagster.errors import GateError, NotebookedError, UserError
-from notebooked_dagster.providers.base import Endpoint, EndpointStatus
+from notebooked_dagster.providers.base import BaseProvider, Endpoint, EndpointStatus
 from notebooked_dagster.resources import ProviderResource, TrackingResource
 
 from .model_asset import champion_metrics, experiment_of, gate_problems
@@ -90,7 +89,7 @@ def deploy(spec: ExperimentSpec, context: dg.AssetExecutionContext) -> dg.Materi
     provider = providers.get(provider_name)
     metrics = metadata_value(newest, "metrics") or {}
     if asked["model_uri"] is None:
-        _check_gate(spec, metrics, providers, provider_name, partition)
+        _check_gate(spec, metrics, provider, partition)
     experiment = experiment_of(spec, {}, tracking.address, partition, run_id=context.run.run_id)
     labels = {
         "experiment": spec.name,
@@ -126,13 +125,12 @@ def newest_model(
 def _check_gate(
     spec: ExperimentSpec,
     metrics: Mapping[str, float],
-    providers: ProviderResource,
-    provider_name: str,
+    provider: BaseProvider,
     partition: str | None,
 ) -> None:
     """A model that did not pass is not deployed by asking for the endpoint alone, either."""
     gates = [gate for gate in spec.config.metric_gate if gate.min is not None or gate.max is not None]
-    champion = champion_metrics(spec, providers, provider_name, partition)
+    champion = champion_metrics(spec, provider, partition)
     problems = [text for gate in gates for text in gate_problems(gate, metrics, champion)]
     if problems:
         raise GateError(
@@ -204,7 +202,7 @@ def endpoint_checks(spec: ExperimentSpec) -> dg.AssetChecksDefinition:
                     live = provider.endpoint(name)
                     results = [health_result(spec, live)] if HEALTH in wanted else []
                     if SMOKE in wanted:
-                        results.append(smoke_result(spec, live, provider.predict))
+                        results.append(smoke_result(spec, live, provider))
                 except NotebookedError as error:
                     results = [_failed(spec, check, str(error)) for check in sorted(wanted)]
                 yield from results
@@ -237,10 +235,9 @@ def health_result(spec: ExperimentSpec, live: Endpoint) -> dg.AssetCheckResult:
     )
 
 
-def smoke_result(spec: ExperimentSpec, live: Endpoint, predict: Any) -> dg.AssetCheckResult:
+def smoke_result(spec: ExperimentSpec, live: Endpoint, provider: BaseProvider) -> dg.AssetCheckResult:
     """Send the input example of the model that has most of the traffic."""
-    served = max(live.deployments, key=lambda item: item.weight, default=None)
-    example = _example(served.model_uri) if served is not None else None
+    example = provider.input_example(live)
     if example is None:
         return dg.AssetCheckResult(
             check_name=SMOKE,
@@ -252,7 +249,7 @@ def smoke_result(spec: ExperimentSpec, live: Endpoint, predict: Any) -> dg.Asset
     import time
 
     started = time.perf_counter()
-    answer = predict(live.name, example)
+    answer = provider.predict(live.name, example)
     took = (time.perf_counter() - started) * 1000
     predictions = answer.get("predictions") if isinstance(answer, dict) else None
     return dg.AssetCheckResult(
@@ -266,14 +263,6 @@ def smoke_result(spec: ExperimentSpec, live: Endpoint, predict: Any) -> dg.Asset
             "answer": code_block(json.dumps(answer)[:2000], "json"),
         },
     )
-
-
-def _example(model_uri: str) -> Any:
-    path = Path(model_uri) / "model.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8")).get("input_example")
-    except (OSError, ValueError):
-        return None
 
 
 def _failed(spec: ExperimentSpec, check: str, text: str) -> dg.AssetCheckResult:

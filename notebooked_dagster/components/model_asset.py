@@ -1,5 +1,6 @@
 """The model: a provider trains it, and its metric gate decides whether it may be deployed."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -9,8 +10,8 @@ from typing import Any
 import dagster as dg
 
 from notebooked_dagster.config import MetricGate
-from notebooked_dagster.errors import ConfigError, JobNotFoundError
-from notebooked_dagster.providers.base import BaseProvider, Experiment, JobStatus, TrainingJob
+from notebooked_dagster.errors import CapabilityError, ConfigError, JobNotFoundError, UserError
+from notebooked_dagster.providers.base import BaseProvider, Capability, Experiment, JobStatus, TrainingJob
 from notebooked_dagster.resources import ProviderResource, TrackingResource
 from notebooked_dagster.resources.code_state import code_state, versions
 
@@ -22,6 +23,10 @@ _SEED = dg.Field(
     dg.Noneable(int), default_value=None, is_required=False, description="Of the random numbers."
 )
 FINGERPRINT = "training fingerprint"
+SUBMITTED = "submitted job"
+# Tags of a run whose jobs nobody waits for: whether there are any, and each by its experiment.
+OPEN = "notebooked/open_jobs"
+OPEN_JOB = "notebooked/job/"
 
 
 def model_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
@@ -50,15 +55,39 @@ def model_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
             )
         ],
         check_specs=checks,
+        # The gate alone judges the model there is; and without a model there is nothing to judge yet.
+        can_subset=True,
         config_schema=run_config(spec),
         required_resource_keys={PROVIDER, TRACKING},
         retry_policy=dg.RetryPolicy(max_retries=config.retries, delay=5) if config.retries else None,
     )
-    def model(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
+    def model(
+        context: dg.AssetExecutionContext,
+    ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
         with reported():
-            yield train(spec, context)
+            if spec.key("model") in context.selected_asset_keys:
+                made = train(spec, context)
+                if made is not None:
+                    yield made
+            else:
+                yield judged_again(spec, context)
 
     return model
+
+
+def judged_again(spec: ExperimentSpec, context: dg.AssetExecutionContext) -> dg.AssetCheckResult:
+    """The gate's verdict on the newest model, without training."""
+    partition = context.partition_key if context.has_partition_key else None
+    newest = latest(context.instance, spec.key("model"), partition)
+    if newest is None:
+        raise UserError(
+            f"There is no model of {spec.name} yet.", hint=f"Materialize {spec.name}/model first."
+        )
+    providers: ProviderResource = getattr(context.resources, PROVIDER)
+    provider = providers.get(metadata_value(newest, "provider") or spec.config.provider)
+    return gate_result(
+        spec, metadata_value(newest, "metrics") or {}, champion_metrics(spec, provider, partition)
+    )
 
 
 def run_config(spec: ExperimentSpec) -> dict[str, Any]:
@@ -85,6 +114,12 @@ def run_config(spec: ExperimentSpec) -> dict[str, Any]:
             description="Where it trains and is served.",
         ),
         "seed": _SEED,
+        "wait": dg.Field(
+            bool,
+            default_value=config.wait,
+            is_required=False,
+            description="Stay until training has ended; else the sensor `training_jobs` makes the model when it has.",
+        ),
         "only_if_changed": dg.Field(
             bool,
             default_value=False,
@@ -99,8 +134,8 @@ def _field(value: Any) -> dg.Field:
     return dg.Field(kinds.get(type(value), dg.Any), default_value=value, is_required=False)
 
 
-def train(spec: ExperimentSpec, context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
-    """Train, and describe what came of it."""
+def train(spec: ExperimentSpec, context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any] | None:
+    """Train, and describe what came of it; None where the job was only submitted."""
     asked: Mapping[str, Any] = context.op_execution_context.op_config
     partition = context.partition_key if context.has_partition_key else None
     providers: ProviderResource = getattr(context.resources, PROVIDER)
@@ -109,24 +144,33 @@ def train(spec: ExperimentSpec, context: dg.AssetExecutionContext) -> dg.Materia
     experiment = experiment_of(
         spec, asked, tracking.address, partition, run_id=context.run.run_id, attempt=context.retry_number
     )
+    experiment = _taken_up(context, provider, experiment)
     fingerprint = training_fingerprint(spec, experiment, asked["provider"])
     if asked["only_if_changed"]:
         kept = _kept(spec, context.instance, provider, fingerprint, partition)
         if kept is not None:
             context.log.info("Nothing that trains %s has changed; its last model is kept.", experiment.name)
-            return _again(spec, kept, providers, asked["provider"], partition)
+            return _again(spec, context, kept, provider, partition)
     context.log.info("Training %s with provider %s.", experiment.name, provider.name)
+    if not asked["wait"]:
+        if Capability.TRAIN_NO_WAIT not in provider.capabilities:
+            raise CapabilityError(
+                f"Provider {provider.name!r} cannot train without somebody waiting.",
+                key="wait",
+                hint="Set `wait: true`.",
+            )
+        job = provider.train(experiment, wait=False)
+        facts = {**lineage(spec, context, experiment), FINGERPRINT: fingerprint}
+        context.log_event(submission(spec, job, partition, context.run.run_id, facts))
+        mark_open(context, spec, job, partition)
+        context.log.info("Submitted %s; the sensor training_jobs makes the model when it has ended.", job.id)
+        return None
     # The lines go to the step's captured output; an event for each would fill the event log.
     job = provider.train(experiment, wait=True, on_log=lambda line: print(line, flush=True))
     context.log.info(
         "Trained: %s.", ", ".join(f"{name} = {value:.6g}" for name, value in job.metrics.items()) or job.id
     )
     page = tracking.run_page(job.mlflow_run_id) if job.mlflow_run_id else None
-    results = []
-    if spec.config.metric_gate:
-        results.append(
-            gate_result(spec, job.metrics, champion_metrics(spec, providers, asked["provider"], partition))
-        )
     return dg.MaterializeResult(
         asset_key=spec.key("model"),
         data_version=dg.DataVersion(job.id),
@@ -135,7 +179,51 @@ def train(spec: ExperimentSpec, context: dg.AssetExecutionContext) -> dg.Materia
             **lineage(spec, context, experiment),
             FINGERPRINT: fingerprint,
         },
-        check_results=results,
+        check_results=_verdicts(spec, context, job.metrics, provider, partition),
+    )
+
+
+def _taken_up(
+    context: dg.AssetExecutionContext, provider: BaseProvider, experiment: Experiment
+) -> Experiment:
+    """Where an earlier attempt of this step left a job that runs (its process died, the network went), go on with that one.
+
+    A job of an earlier attempt that succeeded is taken as it is, too; of the run that this one repeats only one that runs:
+    who repeats a run that has ended wants to train again.
+    """
+    run, rest = context.run, str(experiment.idempotency_token).partition("/")[2].rpartition("/")[0]
+    earlier = [(run.run_id, number) for number in range(context.retry_number - 1, -1, -1)]
+    if run.parent_run_id is not None:
+        earlier.append((run.parent_run_id, 0))
+    for run_id, number in earlier:
+        token = f"{run_id}/{rest}/{number}"
+        job = provider.job_of(experiment.name, token)
+        if job is None or (
+            job.status.finished and (run_id != run.run_id or job.status is not JobStatus.SUCCEEDED)
+        ):
+            continue
+        context.log.info("Job %s of an earlier attempt is %s; it is taken up.", job.id, job.status.value)
+        return dataclasses.replace(experiment, idempotency_token=token)
+    return experiment
+
+
+def mark_open(
+    context: dg.AssetExecutionContext, spec: ExperimentSpec, job: TrainingJob, partition: str | None
+) -> None:
+    """Let the sensor ``training_jobs`` find a job."""
+    name = f"{OPEN_JOB}{spec.name}" + (f"/{partition}" if partition is not None else "")
+    context.instance.add_run_tags(context.run.run_id, {OPEN: "true", name: f"{job.provider}/{job.id}"})
+
+
+def submission(
+    spec: ExperimentSpec, job: TrainingJob, partition: str | None, run_id: str, facts: Mapping[str, Any]
+) -> dg.AssetObservation:
+    """What a run that does not wait leaves behind: which job the sensor is to look at, and what it was made from."""
+    return dg.AssetObservation(
+        spec.key("model"),
+        description="Training was submitted; nobody waits for it.",
+        partition=partition,
+        metadata={**facts, SUBMITTED: job.id, "provider": job.provider, "run": run_id},
     )
 
 
@@ -177,22 +265,32 @@ def _kept(
 
 def _again(
     spec: ExperimentSpec,
+    context: dg.AssetExecutionContext,
     kept: dg.AssetMaterialization,
-    providers: ProviderResource,
-    provider: str,
+    provider: BaseProvider,
     partition: str | None,
 ) -> dg.MaterializeResult[Any]:
     """The same model once more: same data version, so that nothing downstream becomes stale."""
     metrics = metadata_value(kept, "metrics") or {}
-    results = []
-    if spec.config.metric_gate:
-        results.append(gate_result(spec, metrics, champion_metrics(spec, providers, provider, partition)))
     return dg.MaterializeResult(
         asset_key=spec.key("model"),
         data_version=dg.DataVersion(str(metadata_value(kept, "job"))),
         metadata={**kept.metadata, "kept": True},
-        check_results=results,
+        check_results=_verdicts(spec, context, metrics, provider, partition),
     )
+
+
+def _verdicts(
+    spec: ExperimentSpec,
+    context: dg.AssetExecutionContext,
+    metrics: Mapping[str, float],
+    provider: BaseProvider,
+    partition: str | None,
+) -> list[dg.AssetCheckResult]:
+    """The gate's verdict, where there is a gate and the run is to ask it."""
+    if GATE not in {key.name for key in context.selected_asset_check_keys}:
+        return []
+    return [gate_result(spec, metrics, champion_metrics(spec, provider, partition))]
 
 
 def experiment_of(
@@ -269,7 +367,11 @@ def model_metadata(job: TrainingJob, page: str | None) -> dict[str, Any]:
     for name, value in job.facts.items():
         is_page = isinstance(value, str) and value.startswith("https://")
         found[name] = dg.MetadataValue.url(str(value)) if is_page else value
-    folder = Path(job.model_uri) if job.model_uri is not None and "://" not in job.model_uri else None
+    # Where the model is elsewhere, a copy may lie beside the job's log.
+    if job.model_uri is not None and "://" not in job.model_uri:
+        folder: Path | None = Path(job.model_uri)
+    else:
+        folder = Path(job.log).parent / "model" if job.log is not None else None
     if folder is not None and folder.is_dir():
         found["size (bytes)"] = folder_size(folder)
         found.update(_described(folder / "model.json"))
@@ -373,7 +475,7 @@ def gate_result(
 
 
 def champion_metrics(
-    spec: ExperimentSpec, providers: ProviderResource, provider_name: str, partition: str | None
+    spec: ExperimentSpec, provider: BaseProvider, partition: str | None
 ) -> Mapping[str, float] | None:
     """The metrics of what the endpoint serves now; None where nothing is served or nothing is known of it."""
     if not any(gate.better_than for gate in spec.config.metric_gate):
@@ -381,7 +483,7 @@ def champion_metrics(
     from notebooked_dagster.errors import EndpointNotFoundError
 
     try:
-        endpoint = providers.get(provider_name).endpoint(spec.endpoint_name(partition))
+        endpoint = provider.endpoint(spec.endpoint_name(partition))
     except EndpointNotFoundError:
         return None
     served = next((item for item in endpoint.deployments if item.role == "champion"), None)

@@ -218,6 +218,8 @@ class ExperimentConfig(Strict):
         tags: Further tags of the assets.
         lint: What the audit leaves out.
         executor: ``in_process`` (starts in seconds) or ``multiprocess``.
+        wait: Whether a run waits until training has ended. With ``false`` it ends when the job is submitted, and the sensor
+            ``training_jobs`` makes the model when the job has ended: no process waits for a cloud.
         retries: How often a failed training is tried again.
         automation: Whether sensors and automation conditions ask for it.
     """
@@ -252,6 +254,7 @@ class ExperimentConfig(Strict):
     tags: dict[str, Text] = Field(default_factory=dict)
     lint: LintSettings = LintSettings()
     executor: Literal["in_process", "multiprocess"] = "in_process"
+    wait: bool = True
     retries: int = Field(default=0, ge=0, le=20)
     automation: bool = True
 

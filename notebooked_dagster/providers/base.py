@@ -6,6 +6,7 @@ Dagster. Whatever it starts outlives the process that asked for it, and is found
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -279,6 +280,23 @@ class BaseProvider(ABC):
             f"There is no endpoint {endpoint_name!r} at provider {self.name!r}.",
             hint="`notebooked endpoints` lists what there is.",
         )
+
+    def input_example(self, endpoint: Endpoint) -> Any:
+        """What the model that gets most of the traffic was saved with as an example of its input; None where there is none."""
+        served = max(endpoint.deployments, key=lambda item: item.weight, default=None)
+        try:
+            document = (
+                json.loads((Path(served.model_uri) / "model.json").read_text(encoding="utf-8"))
+                if served
+                else {}
+            )
+        except (OSError, ValueError):
+            return None
+        return document.get("input_example") if isinstance(document, dict) else None
+
+    def job_of(self, experiment: str, token: str) -> TrainingJob | None:
+        """The job that was submitted with an idempotency token; None where there is none, or the provider cannot tell."""
+        return None
 
     def ensure(self, endpoint_name: str) -> Endpoint:
         """Bring an endpoint back to what it is meant to be, where the provider does not do so by itself."""

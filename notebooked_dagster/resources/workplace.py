@@ -86,7 +86,7 @@ class Workplace:
         section = getattr(self.project, _SECTION[name]) if name in _SECTION else None
         if isinstance(section, BaseModel):
             settings = {field: _revealed(value) for field, value in section if value is not None}
-        if name == "local":
+        if name in _SECTION:
             settings["state_dir"] = self.state
             settings["tracking_uri"] = self.tracking_uri
             settings["tracking_required"] = self.project.mlflow.tracking_required

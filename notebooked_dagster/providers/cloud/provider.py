@@ -500,6 +500,13 @@ class CloudProvider(BaseProvider):
         folder = self._folder(job_id)
         return self._refresh(job_id).view(folder)
 
+    def job_of(self, experiment: str, token: str) -> TrainingJob | None:
+        """The job of a token, whoever submitted it and wherever."""
+        try:
+            return self.status(job_name(experiment, token))
+        except JobNotFoundError:
+            return None
+
     def logs(self, job_id: str, *, follow: bool = False) -> Iterator[str]:
         """A job's output, line by line."""
         folder = self._folder(job_id)

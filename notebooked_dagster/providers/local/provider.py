@@ -257,6 +257,11 @@ class LocalProvider(BaseProvider):
                 found.append(job)
         return found
 
+    def job_of(self, experiment: str, token: str) -> TrainingJob | None:
+        """The job of a token."""
+        record = self._store.of_token(token)
+        return self.status(record.id) if record is not None and record.experiment == experiment else None
+
     def prune(self, experiment: str, *, keep: int | None = None) -> list[str]:
         """Remove an experiment's oldest finished jobs; returns their ids.
 

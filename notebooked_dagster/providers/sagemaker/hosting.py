@@ -127,6 +127,11 @@ class Hosting:
                 found.append(self._view(self._state(name.removeprefix(_PREFIX))))
         return found
 
+    def input_example(self, endpoint: Endpoint) -> Any:
+        """What the model that gets most of the traffic was saved with as an example of its input."""
+        served = max(endpoint.deployments, key=lambda item: item.weight, default=None)
+        return self._document(endpoint.name, served.version).get("input_example") if served else None
+
     def predict(self, name: str, data: Any) -> Any:
         """Ask an endpoint. Raises InvalidInputError, EndpointNotFoundError, ProviderError."""
         body = json.dumps(data).encode()

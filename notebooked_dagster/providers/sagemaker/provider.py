@@ -350,6 +350,10 @@ class SageMakerProvider(CloudProvider):
         """All endpoints that this project made in the region."""
         return self._hosting.all()
 
+    def input_example(self, endpoint: Endpoint) -> Any:
+        """What the model that gets most of the traffic was saved with."""
+        return self._hosting.input_example(endpoint)
+
     def endpoint(self, endpoint_name: str) -> Endpoint:
         """One endpoint."""
         return self._hosting.get(endpoint_name)
