@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "lint": ("lint", "Audit notebooks."),
     "convert": ("convert", "Generate the scripts of a notebook."),
     "diff": ("convert", "Compare generated scripts with what stands on disk."),
+    "plan": ("plan", "Show what training would send, cost and need; changes nothing."),
     "train": ("train", "Train an experiment: scripts and model."),
     "deploy": ("train", "Deploy the newest model of an experiment, or a given one."),
     "jobs": ("jobs", "List training jobs."),

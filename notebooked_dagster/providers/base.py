@@ -32,6 +32,7 @@ class Capability(StrEnum):
     SURVIVES_RESTART = "survives_restart"
     GPU = "gpu"
     MULTIPLE_INSTANCES = "multiple_instances"
+    PLAN = "plan"
 
 
 class JobStatus(StrEnum):
@@ -178,6 +179,44 @@ class Endpoint:
     message: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class PlanItem:
+    """One thing that was looked at for a plan.
+
+    Attributes:
+        state: ``exists``; ``new``, where it would be made; ``missing``; ``unknown``, where it could not be looked at.
+        text: A sentence.
+        hint: What to do about it.
+    """
+
+    state: Literal["exists", "new", "missing", "unknown"]
+    text: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What training an experiment would send, cost and need.
+
+    Attributes:
+        provider: Where.
+        experiment: What.
+        request: What the provider would be asked, without secrets.
+        files: What would be sent: sizes in bytes by name.
+        facts: Where it would run and what that costs.
+        items: What was looked at.
+        policies: The least that has to be allowed, by who needs it, in the provider's own form.
+    """
+
+    provider: str
+    experiment: str
+    request: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, int] = field(default_factory=dict)
+    facts: Mapping[str, str | float] = field(default_factory=dict)
+    items: tuple[PlanItem, ...] = ()
+    policies: Mapping[str, Any] = field(default_factory=dict)
+
+
 LogSink = Callable[[str], None]
 
 
@@ -297,6 +336,15 @@ class BaseProvider(ABC):
     def job_of(self, experiment: str, token: str) -> TrainingJob | None:
         """The job that was submitted with an idempotency token; None where there is none, or the provider cannot tell."""
         return None
+
+    def plan(self, experiment: Experiment, endpoint_name: str | None = None) -> Plan:
+        """What training would send, cost and need; asks only what changes nothing.
+
+        Args:
+            experiment: What would be trained.
+            endpoint_name: What it would be deployed to; None for nothing.
+        """
+        raise self._cannot(Capability.PLAN)
 
     def ensure(self, endpoint_name: str) -> Endpoint:
         """Bring an endpoint back to what it is meant to be, where the provider does not do so by itself."""

@@ -7,6 +7,7 @@ API documents, take time, and fail as told (``fail``); what a container prints i
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import random
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
@@ -653,6 +654,7 @@ class AwsServer:
         self.folder = folder
         self.sagemaker = SageMaker(folder, self.s3, pace, grace)
         self._clients = threading.local()
+        self.denied: set[str] = set()
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def environment(self) -> dict[str, str]:
@@ -690,6 +692,12 @@ class AwsServer:
         target = environ.get("HTTP_X_AMZ_TARGET", "")
         service = _TARGETS.get(target.partition(".")[0])
         invoked = _INVOKE.fullmatch(environ["PATH_INFO"])
+        if environ.get("CONTENT_TYPE", "").startswith("application/x-www-form-urlencoded"):
+            body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            form = parse_qs(body.decode())
+            if form.get("Action") == ["SimulatePrincipalPolicy"]:
+                return self._simulate(form, start)
+            environ["wsgi.input"] = io.BytesIO(body)
         if service is None and invoked is None:
             answer: list[bytes] = self._moto(environ, start)
             return answer
@@ -735,6 +743,22 @@ class AwsServer:
                 ],
             )
             return [content]
+
+    def _simulate(self, form: dict[str, list[str]], start: Callable[..., Any]) -> list[bytes]:
+        """IAM's SimulatePrincipalPolicy, which moto has not."""
+        actions = [values[0] for name, values in form.items() if name.startswith("ActionNames.member.")]
+        members = "".join(
+            f"<member><EvalActionName>{action}</EvalActionName><EvalDecision>"
+            f"{'implicitDeny' if action in self.denied else 'allowed'}</EvalDecision></member>"
+            for action in actions
+        )
+        reply = (
+            '<SimulatePrincipalPolicyResponse xmlns="https://iam.amazonaws.com/doc/2010-05-08/"><SimulatePrincipalPolicyResult>'
+            f"<IsTruncated>false</IsTruncated><EvaluationResults>{members}</EvaluationResults>"
+            "</SimulatePrincipalPolicyResult></SimulatePrincipalPolicyResponse>"
+        ).encode()
+        start("200 OK", [("Content-Type", "text/xml"), ("Content-Length", str(len(reply)))])
+        return [reply]
 
     def _call(self, service: str, action: str, parameters: dict[str, Any]) -> bytes:
         model = operation(service, action)

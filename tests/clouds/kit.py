@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import boto3
+
 from notebooked_dagster.providers.registry import get_provider
 from notebooked_dagster.providers.sagemaker import SageMakerProvider
+from notebooked_dagster.providers.sagemaker.policy import trust_policy
 from tests.clouds.aws import REGION, AwsServer
 
 ROLE = "arn:aws:iam::123456789012:role/SageMaker"
@@ -25,6 +29,8 @@ def aws_server(folder: Path) -> Iterator[AwsServer]:
     os.environ.update(server.environment())
     try:
         server.s3().create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": REGION})
+        trust = json.dumps(trust_policy())
+        boto3.client("iam").create_role(RoleName=ROLE.rpartition("/")[2], AssumeRolePolicyDocument=trust)
         yield server
     finally:
         os.environ.clear()

@@ -66,6 +66,13 @@ def test_one_word_changed_trains_and_serves_in_the_cloud(
     assert done.returncode == 0, done.stderr[-3000:]
     assert "accuracy" in done.stdout  # the cloud's log is in the run's
 
+    planned = project.run("notebooked", "plan", "iris")
+    assert planned.returncode == 0, planned.stderr
+    assert "train.py" in planned.stdout
+    assert "would get a new version" in planned.stdout
+    policies = json.loads(project.run("notebooked", "plan", "iris", "--policy").stdout)
+    assert policies["caller"]["Statement"]
+
     metadata = model(instance).metadata
     assert metadata["model_uri"].value.startswith(f"s3://{BUCKET}/")
     assert metadata["cost (USD, estimated)"].value > 0

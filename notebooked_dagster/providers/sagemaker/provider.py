@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from notebooked_dagster.config.sagemaker import SageMakerEndpoint, SageMakerOptions, SageMakerTraining
 from notebooked_dagster.errors import ConfigError, DataError
 from notebooked_dagster.providers.arguments import is_url
-from notebooked_dagster.providers.base import Capability, Endpoint, Experiment
+from notebooked_dagster.providers.base import Capability, Endpoint, Experiment, Plan
 from notebooked_dagster.providers.cloud.package import unpack
 from notebooked_dagster.providers.cloud.provider import CloudProvider, Remote, training_requirements
 from notebooked_dagster.providers.jobs import JobSpec
@@ -63,6 +63,7 @@ class SageMakerProvider(CloudProvider):
             Capability.SURVIVES_RESTART,
             Capability.GPU,
             Capability.MULTIPLE_INSTANCES,
+            Capability.PLAN,
         }
     )
 
@@ -101,7 +102,7 @@ class SageMakerProvider(CloudProvider):
         self._prefix = prefix
         self._training = _fields(training)
         self._endpoint_options = _fields(endpoint)
-        self._prices = dict(prices or {})
+        self.prices = dict(prices or {})
 
     @cached_property
     def storage(self) -> Storage:
@@ -186,6 +187,16 @@ class SageMakerProvider(CloudProvider):
             options.image,
         )
 
+    def checked_spec(self, experiment: Experiment) -> JobSpec:
+        """What would be asked for, checked as far as can be without asking AWS."""
+        return self._spec(experiment)
+
+    def plan(self, experiment: Experiment, endpoint_name: str | None = None) -> Plan:
+        """What training would send, cost and need; asks only what changes nothing."""
+        from .plan import plan
+
+        return plan(self, experiment, endpoint_name)
+
     def request(
         self, job_id: str, spec: JobSpec, environment: Mapping[str, str], data: str | None
     ) -> dict[str, Any]:
@@ -241,7 +252,7 @@ class SageMakerProvider(CloudProvider):
                 if code_of(error) == "ValidationException" and "not found" in message_of(error).lower():
                     return None
                 raise
-        return remote_of(found, self.session.region, self._prices)
+        return remote_of(found, self.session.region, self.prices)
 
     def _summaries(self) -> dict[str, Remote]:
         found: dict[str, Remote] = {}
@@ -255,7 +266,7 @@ class SageMakerProvider(CloudProvider):
             ):
                 for item in page["TrainingJobSummaries"]:
                     if item["TrainingJobName"].startswith("nbd-"):
-                        found[item["TrainingJobName"]] = remote_of(item, self.session.region, self._prices)
+                        found[item["TrainingJobName"]] = remote_of(item, self.session.region, self.prices)
         return found
 
     def _stop(self, job_id: str) -> None:

@@ -1,0 +1,289 @@
+"""What training an experiment would send, cost and need; only questions are asked that change nothing."""
+
+from __future__ import annotations
+
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from notebooked_dagster.errors import EndpointNotFoundError, NotebookedError
+from notebooked_dagster.providers.arguments import data_location, is_url
+from notebooked_dagster.providers.base import Experiment, Plan, PlanItem
+from notebooked_dagster.providers.cloud.provider import job_name
+
+from . import prices
+from .policy import CALLER_ACTIONS, caller_policy, role_policy, trust_policy
+from .session import code_of, message_of
+from .storage import split
+
+if TYPE_CHECKING:
+    from .provider import SageMakerProvider
+
+_QUOTA_PAGES = 20
+
+
+def plan(provider: SageMakerProvider, experiment: Experiment, endpoint_name: str | None) -> Plan:
+    """See ``BaseProvider.plan``."""
+    spec = provider.checked_spec(experiment)
+    job_id = job_name(experiment.name, experiment.idempotency_token)
+    data = data_location(experiment)
+    sent_data = None
+    if data is not None:
+        sent_data = data if is_url(data) else provider.storage.uri("data", "<hash>", Path(data).name)
+    environment = {**experiment.environment, "NOTEBOOKED_EXPERIMENT": experiment.name}
+    request = provider.request(job_id, spec, environment, sent_data)
+    options = provider.options(experiment.options)
+    image = provider.training_image(experiment)
+    facts: dict[str, str | float] = {
+        "region": provider.session.region,
+        "container": f"{image.uri} ({image.reason})",
+        "execution role": provider.role,
+        "bucket": provider.storage.uri(),
+        "instance": f"{spec.instance_count} x {request['ResourceConfig']['InstanceType']}",
+    }
+    facts.update(_cost(provider, request, spec.instance_count))
+    items = list(_looked(provider, experiment, request, data, endpoint_name))
+    if not image.fits:
+        python = ".".join(map(str, image.python or ()))
+        items.append(
+            PlanItem(
+                "missing",
+                f"The requirements were pinned on another Python than the container's {python}; some may not install there.",
+                "Run Dagster on that Python, or name a container: options.training.image.",
+            )
+        )
+    account = next((item.text.split()[-1] for item in items if item.text.startswith("AWS account")), "*")
+    where = (
+        provider.session.partition,
+        provider.session.region,
+        account,
+        provider.storage.bucket,
+        provider.storage.prefix,
+    )
+    return Plan(
+        provider=provider.name,
+        experiment=experiment.name,
+        request={
+            **request,
+            "Environment": {name: _shown(name, value) for name, value in environment.items()},
+        },
+        files=_files(provider, experiment),
+        facts=facts,
+        items=tuple(items),
+        policies={
+            "caller": caller_policy(
+                *where, provider.role, autoscaling=options.endpoint.autoscaling is not None
+            ),
+            "execution role": role_policy(*where, data if data is not None and is_url(data) else None),
+            "trust of the execution role": trust_policy(),
+        },
+    )
+
+
+def _shown(name: str, value: str) -> str:
+    from notebooked_dagster.config.values import is_secret
+
+    return "***" if is_secret((name,)) else value
+
+
+def _files(provider: SageMakerProvider, experiment: Experiment) -> dict[str, int]:
+    with tempfile.TemporaryDirectory() as folder:
+        archive = Path(folder) / "package.tar.gz"
+        provider.package(experiment, archive)
+        with tarfile.open(archive) as opened:
+            found = {member.name: member.size for member in opened.getmembers()}
+    data = data_location(experiment)
+    if data is not None and not is_url(data):
+        path = Path(data)
+        files = [path] if path.is_file() else [item for item in path.rglob("*") if item.is_file()]
+        found[f"data: {data}"] = sum(item.stat().st_size for item in files)
+    return found
+
+
+def _cost(
+    provider: SageMakerProvider, request: dict[str, Any], count: int
+) -> Iterator[tuple[str, str | float]]:
+    kind = request["ResourceConfig"]["InstanceType"]
+    hour = prices.hourly(kind, provider.prices)
+    limit = request["StoppingCondition"]["MaxRuntimeInSeconds"]
+    yield "time limit (s)", float(limit)
+    if hour is None:
+        yield "price", f"not known for {kind}; `aws.prices` takes one"
+        return
+    own = kind in provider.prices
+    yield "price (USD/h)", round(hour * count, 4)
+    yield "price as of", "aws.prices" if own else f"{prices.AS_OF}, {prices.REGION}, on demand"
+    yield "at most (USD, at the time limit)", round(hour * count * limit / 3600, 2)
+
+
+def _looked(
+    provider: SageMakerProvider,
+    experiment: Experiment,
+    request: dict[str, Any],
+    data: str | None,
+    endpoint_name: str | None,
+) -> Iterator[PlanItem]:
+    session = provider.session
+    identity = _ask("The credentials", lambda: session.client("sts").get_caller_identity())
+    if isinstance(identity, PlanItem):
+        # Nothing else can be asked without them.
+        yield identity
+        return
+    yield PlanItem("exists", f"The credentials are those of {identity['Arn']}.")
+    yield PlanItem("exists", f"AWS account {identity['Account']}")
+    yield from _bucket(provider)
+    yield from _role(provider)
+    yield from _permissions(provider, str(identity["Arn"]))
+    yield from _quota(provider, request)
+    if data is not None and is_url(data):
+        yield from _data(provider, data)
+    if endpoint_name is not None:
+        yield from _endpoint(provider, endpoint_name)
+
+
+def _ask(what: str, question: Callable[[], Any]) -> Any:
+    """An answer, or what is to be said of there being none."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        return question()
+    except ClientError as error:
+        if code_of(error) in ("AccessDenied", "AccessDeniedException", "NotImplemented", "501", "403"):
+            return PlanItem("unknown", f"{what} cannot be looked at: {message_of(error)}")
+        return PlanItem("missing", f"{what}: {message_of(error)}")
+    except (BotoCoreError, NotebookedError) as error:
+        return PlanItem("missing", f"{what}: {error}", getattr(error, "hint", None) or "")
+
+
+def _bucket(provider: SageMakerProvider) -> Iterator[PlanItem]:
+    from botocore.exceptions import ClientError
+
+    name, region = provider.storage.bucket, provider.session.region
+    try:
+        found = provider.session.client("s3").head_bucket(Bucket=name)
+    except ClientError as error:
+        if code_of(error) in ("404", "NoSuchBucket"):
+            yield PlanItem(
+                "missing", f"There is no bucket {name!r}.", f"aws s3 mb s3://{name} --region {region}"
+            )
+        else:
+            yield PlanItem(
+                "missing", f"The bucket {name!r} is not ours to use.", "Name another, or ask its owner."
+            )
+        return
+    place = found.get("BucketRegion") or found["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region")
+    if place and place != region:
+        yield PlanItem(
+            "missing",
+            f"The bucket {name!r} is in {place}, and training in {region}.",
+            "Name a bucket of the same region.",
+        )
+    else:
+        yield PlanItem("exists", f"The bucket {name!r}.")
+
+
+def _role(provider: SageMakerProvider) -> Iterator[PlanItem]:
+    name = provider.role.rpartition("/")[2]
+    found = _ask(f"The role {name!r}", lambda: provider.session.client("iam").get_role(RoleName=name))
+    if isinstance(found, PlanItem):
+        yield found
+        return
+    trusted = str(found["Role"].get("AssumeRolePolicyDocument", ""))
+    if "sagemaker.amazonaws.com" in trusted:
+        yield PlanItem("exists", f"The role {name!r}, which SageMaker may take.")
+    else:
+        yield PlanItem(
+            "missing",
+            f"SageMaker may not take the role {name!r}.",
+            "Add the trust policy that `notebooked plan --policy` prints.",
+        )
+
+
+def _permissions(provider: SageMakerProvider, caller: str) -> Iterator[PlanItem]:
+    source = _principal(caller)
+    actions = [*CALLER_ACTIONS, "s3:PutObject", "s3:GetObject", "iam:PassRole", "logs:GetLogEvents"]
+    found = _ask(
+        "The caller's permissions",
+        lambda: provider.session.client("iam").simulate_principal_policy(
+            PolicySourceArn=source, ActionNames=actions
+        ),
+    )
+    if isinstance(found, PlanItem):
+        yield PlanItem("unknown", found.text, "`notebooked plan --policy` prints what it needs.")
+        return
+    denied = [
+        item["EvalActionName"] for item in found["EvaluationResults"] if item["EvalDecision"] != "allowed"
+    ]
+    if denied:
+        yield PlanItem(
+            "missing",
+            f"The caller may not: {', '.join(denied)}.",
+            "`notebooked plan --policy` prints the policy.",
+        )
+    else:
+        yield PlanItem("exists", "The caller's permissions.")
+
+
+def _principal(arn: str) -> str:
+    """The role behind a session of it; IAM simulates roles and users, not sessions."""
+    if ":assumed-role/" not in arn:
+        return arn
+    head, _, rest = arn.partition(":assumed-role/")
+    return f"{head.replace(':sts:', ':iam:')}:role/{rest.split('/')[0]}"
+
+
+def _quota(provider: SageMakerProvider, request: dict[str, Any]) -> Iterator[PlanItem]:
+    kind, count = request["ResourceConfig"]["InstanceType"], request["ResourceConfig"]["InstanceCount"]
+    spot = bool(request.get("EnableManagedSpotTraining"))
+    wanted = f"{kind} for {'spot training' if spot else 'training'} job usage"
+
+    def ask() -> float | None:
+        pages = provider.session.client("service-quotas").get_paginator("list_service_quotas")
+        for number, page in enumerate(pages.paginate(ServiceCode="sagemaker")):
+            for quota in page["Quotas"]:
+                if quota["QuotaName"] == wanted:
+                    return float(quota["Value"])
+            if number >= _QUOTA_PAGES:
+                break
+        return None
+
+    found = _ask("The quota", ask)
+    if isinstance(found, PlanItem):
+        yield PlanItem("unknown", found.text)
+    elif found is None:
+        yield PlanItem("unknown", f"There is no quota called {wanted!r}.")
+    elif found < count:
+        yield PlanItem(
+            "missing",
+            f"The quota {wanted!r} is {found:g}, and {count} are needed.",
+            "Ask for more in Service Quotas.",
+        )
+    else:
+        yield PlanItem("exists", f"The quota {wanted!r}: {found:g}.")
+
+
+def _data(provider: SageMakerProvider, data: str) -> Iterator[PlanItem]:
+    bucket, key = split(data)
+    found = _ask(
+        f"The data {data}",
+        lambda: provider.session.client("s3").list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1),
+    )
+    if isinstance(found, PlanItem):
+        yield found
+    elif found.get("KeyCount"):
+        yield PlanItem("exists", f"The data {data}.")
+    else:
+        yield PlanItem("missing", f"There is nothing at {data}.", "Put the data there, or correct data_path.")
+
+
+def _endpoint(provider: SageMakerProvider, name: str) -> Iterator[PlanItem]:
+    try:
+        live = provider.endpoint(name)
+    except EndpointNotFoundError:
+        yield PlanItem("new", f"The endpoint {name!r} would be made.")
+    except NotebookedError as error:
+        yield PlanItem("unknown", f"The endpoint {name!r} cannot be looked at: {error.message}")
+    else:
+        yield PlanItem("exists", f"The endpoint {name!r} ({live.status.value}) would get a new version.")
