@@ -15,9 +15,13 @@ load_from:
     "dagster.yaml": """\
 # The Dagster instance; DAGSTER_HOME is this folder. Paths are relative to the folder a command is started in: start
 # commands here, and everything Dagster keeps is under .notebooked/dagster.
+# NOTEBOOKED_DATABASE_URL=postgresql://… moves it to PostgreSQL; see docs/deployment.md.
 storage:
-  sqlite:
-    base_dir: .notebooked/dagster
+  custom:
+    module: notebooked_dagster.resources.storage
+    class: ProjectStorage
+    config:
+      base_dir: .notebooked/dagster
 local_artifact_storage:
   module: dagster._core.storage.root
   class: LocalArtifactStorage

@@ -70,7 +70,7 @@ GOOD = f"{HEAD}attributes:\n  notebook: notebooks/iris.ipynb\n"
         (f"{GOOD}  schedule: {{cron: '0 0 31 2 *'}}\n", "invalid cron schedule"),
         (f"{GOOD}  tags: {{'a b': 'c d'}}\n", "Invalid tag value"),
         (f"{GOOD}  partitions: {{datasets: ['x...y']}}\n", "partition key"),
-        (f"{GOOD}  description: &a [*a]\n", "anchors"),
+        (f"{GOOD}  description: &a [*a]\n", "contains itself"),
     ],
 )
 def test_a_declaration_of_a_wrong_form(
