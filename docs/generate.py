@@ -20,9 +20,11 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from notebooked_dagster import errors
+from notebooked_dagster.core import logs
 from notebooked_dagster.core.files import write_atomic
 from notebooked_dagster.core.settings import Settings
 from notebooked_dagster.errors import NotebookedError
+from notebooked_dagster.resources import storage
 
 FOLDER = Path(__file__).parent / "reference"
 NOTICE = "<!-- Written by `make docs` from the code. Edit the docstrings and descriptions there. -->\n\n"
@@ -51,6 +53,11 @@ def environment_page() -> str:
     """The environment variables of the settings."""
     described = attribute_texts(Settings)
     rows = [f"| `NOTEBOOKED_{name.upper()}` | {described[name]} |" for name in Settings.model_fields]
+    # Read where nothing of the settings is loaded yet.
+    rows += [
+        f"| `{storage.VARIABLE}` | Address of the PostgreSQL database that Dagster keeps its runs and events in; SQLite where unset. |",
+        f"| `{logs.VARIABLE}` | How our loggers write: `text`, or `json` for one object a line. |",
+    ]
     return "\n".join(["# Environment variables\n", "| variable | what it does |", "|---|---|", *rows])
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -27,6 +29,8 @@ from notebooked_dagster.components.spec import ExperimentSpec
 from notebooked_dagster.components.submitted import training_jobs_sensor
 from notebooked_dagster.config import check_unique
 from notebooked_dagster.config.document import Document, read_documents
+from notebooked_dagster.core import logs
+from notebooked_dagster.core.redaction import REDACTOR
 from notebooked_dagster.errors import ConfigError
 from notebooked_dagster.resources import Workplace
 from notebooked_dagster.sensors import Watched, project_sensors
@@ -42,6 +46,10 @@ warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 @dg.definitions
 def defs() -> dg.Definitions:
     """What Dagster loads."""
+    # What a process of Dagster's has in its environment must not come to light in what we log or report.
+    REDACTOR.add_environment(os.environ)
+    if logs.VARIABLE in os.environ:
+        logs.configure(level=logging.INFO)
     return project_definitions(Workplace.here())
 
 

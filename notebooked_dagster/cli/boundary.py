@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
+from notebooked_dagster.core.redaction import REDACTOR
 from notebooked_dagster.errors import EXIT_INTERNAL, EXIT_OK, EXIT_USER, NotebookedError, UserError, from_os
 
 EXIT_INTERRUPTED = 130
@@ -58,15 +59,17 @@ def _debug() -> bool:
 
 def _traceback() -> None:
     if _debug():
-        click.echo(traceback.format_exc(), err=True)
+        click.echo(REDACTOR.redact(traceback.format_exc()), err=True)
 
 
 def _tell(problem: NotebookedError, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(problem.to_dict(), default=str), err=True)
+        click.echo(REDACTOR.redact(json.dumps(problem.to_dict(), default=str)), err=True)
         return
     place = f"{problem.where}: " if problem.where else ""
-    click.echo(f"{click.style('Error', fg='red', bold=True)}: {place}{problem.message}", err=True)
+    click.echo(
+        f"{click.style('Error', fg='red', bold=True)}: {place}{REDACTOR.redact(problem.message)}", err=True
+    )
     if problem.hint:
         click.echo(f"  {problem.hint}", err=True)
 
@@ -95,7 +98,7 @@ def _from_database(problem: BaseException | None) -> NotebookedError | None:
 
 
 def _tell_internal(problem: Exception, as_json: bool) -> None:
-    message = f"{type(problem).__name__}: {problem}".split("\n")[0]
+    message = REDACTOR.redact(f"{type(problem).__name__}: {problem}".split("\n")[0])
     hint = "This is a fault of notebooked. NOTEBOOKED_DEBUG=1 shows the traceback; please report it."
     if as_json:
         data = {"error": "InternalError", "message": message, "hint": hint, "exit_code": EXIT_INTERNAL}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -14,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from notebooked_dagster import errors
+from notebooked_dagster.core import logs
+from notebooked_dagster.core.redaction import REDACTOR
+from notebooked_dagster.core.secrets import load_dotenv
 from notebooked_dagster.errors import ConfigError, NotebookedError, UserError
 
 from .options import Session
@@ -41,6 +45,9 @@ class Project:
         # dagster.yaml keeps its storage relative to the working folder, and runs read the project from the environment.
         os.chdir(settings.root)
         os.environ["NOTEBOOKED_PROJECT_ROOT"] = str(settings.root)
+        load_dotenv(settings.root)
+        REDACTOR.add_environment(os.environ)
+        logs.configure(level=(logging.WARNING, logging.INFO, logging.DEBUG)[min(session.verbose, 2)])
         if "DAGSTER_HOME" not in os.environ and (settings.root / "dagster.yaml").exists():
             os.environ["DAGSTER_HOME"] = str(settings.root)
         self.place: Workplace = Workplace.here()

@@ -7,6 +7,7 @@ from typing import Any
 
 import dagster as dg
 
+from notebooked_dagster.core.logs import about
 from notebooked_dagster.errors import GateError, NotebookedError, UserError
 from notebooked_dagster.providers.base import BaseProvider, Endpoint, EndpointStatus
 from notebooked_dagster.resources import ProviderResource, TrackingResource
@@ -48,7 +49,7 @@ def endpoint_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
         required_resource_keys={PROVIDER, TRACKING},
     )
     def endpoint(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
-        with reported():
+        with reported(), about(run=context.run.run_id, asset=f"{spec.name}/endpoint"):
             yield deploy(spec, context)
 
     return endpoint

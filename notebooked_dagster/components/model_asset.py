@@ -10,6 +10,8 @@ from typing import Any
 import dagster as dg
 
 from notebooked_dagster.config import MetricGate
+from notebooked_dagster.core.logs import about
+from notebooked_dagster.core.redaction import REDACTOR
 from notebooked_dagster.errors import CapabilityError, ConfigError, JobNotFoundError, UserError
 from notebooked_dagster.providers.base import BaseProvider, Capability, Experiment, JobStatus, TrainingJob
 from notebooked_dagster.resources import ProviderResource, TrackingResource
@@ -64,7 +66,7 @@ def model_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
     def model(
         context: dg.AssetExecutionContext,
     ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
-        with reported():
+        with reported(), about(run=context.run.run_id, asset=f"{spec.name}/model"):
             if spec.key("model") in context.selected_asset_keys:
                 made = train(spec, context)
                 if made is not None:
@@ -166,7 +168,7 @@ def train(spec: ExperimentSpec, context: dg.AssetExecutionContext) -> dg.Materia
         context.log.info("Submitted %s; the sensor training_jobs makes the model when it has ended.", job.id)
         return None
     # The lines go to the step's captured output; an event for each would fill the event log.
-    job = provider.train(experiment, wait=True, on_log=lambda line: print(line, flush=True))
+    job = provider.train(experiment, wait=True, on_log=lambda line: print(REDACTOR.redact(line), flush=True))
     context.log.info(
         "Trained: %s.", ", ".join(f"{name} = {value:.6g}" for name, value in job.metrics.items()) or job.id
     )

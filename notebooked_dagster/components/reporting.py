@@ -10,6 +10,7 @@ from typing import Any
 
 import dagster as dg
 
+from notebooked_dagster.core.redaction import REDACTOR
 from notebooked_dagster.errors import NotebookedError, ProviderError, TrainingKilledError, from_os
 from notebooked_dagster.notebook.model import Finding, Notebook
 
@@ -41,14 +42,16 @@ def failure_of(error: NotebookedError) -> dg.Failure:
         metadata["file"] = dg.MetadataValue.path(str(error.path))
     first, _, rest = error.message.partition("\n")
     if rest.strip():
-        metadata["traceback"] = code_block(rest.strip("\n"), "text", last=True)
+        metadata["traceback"] = code_block(REDACTOR.redact(rest.strip("\n")), "text", last=True)
     for name, value in error.details.items():
         metadata[name] = value if isinstance(value, str | int | float) else dg.MetadataValue.json(value)
     # A wrong declaration does not become right by trying again; a network may.
     return dg.Failure(
-        description=str(error)
-        if not rest
-        else f"{first}\n{rest}".rstrip() + (f"\n{error.hint}" if error.hint else ""),
+        description=REDACTOR.redact(
+            str(error)
+            if not rest
+            else f"{first}\n{rest}".rstrip() + (f"\n{error.hint}" if error.hint else "")
+        ),
         metadata=metadata,
         allow_retries=isinstance(error, ProviderError | TrainingKilledError),
     )

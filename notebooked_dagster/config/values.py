@@ -8,20 +8,20 @@ from typing import Any
 
 import yaml
 
-from notebooked_dagster.errors import ConfigError
+from notebooked_dagster.core.redaction import REDACTOR, SECRET_NAME, is_secret_name
+from notebooked_dagster.core.secrets import fetch
+from notebooked_dagster.errors import ConfigError, NotebookedError
 
 from .document import KeyPath, key_text
 
 PREFIX = "NOTEBOOKED_"
-# `${VAR}`, `${VAR:-default}`, `{{ env.VAR }}`, `{{ env('VAR') }}` and `{{ env('VAR', 'default') }}`;
+# `${aws-secret:name#key}` and its like are fetched; `${VAR}`, `${VAR:-default}`, `{{ env.VAR }}`, `{{ env('VAR') }}` and `{{ env('VAR', 'default') }}`;
 # the last three are how Dagster's components write it.
 _REFERENCE = re.compile(
-    r"\$\{(?P<shell>[A-Za-z_]\w*)(?::-(?P<shell_default>[^}]*))?\}"
+    r"\$\{(?P<scheme>file|keyring|aws-secret|gcp-secret|azure-secret):(?P<secret>[^}]+)\}"
+    r"|\$\{(?P<shell>[A-Za-z_]\w*)(?::-(?P<shell_default>[^}]*))?\}"
     r"|\{\{\s*env(?:\.(?P<dotted>[A-Za-z_]\w*)"
     r"|\(\s*['\"](?P<called>[A-Za-z_]\w*)['\"]\s*(?:,\s*['\"](?P<called_default>[^'\"]*)['\"]\s*)?\))\s*\}\}"
-)
-_SECRET = re.compile(
-    r"(secret|password|passwd|token|api_?key|access_?key|private_?key|credential)", re.IGNORECASE
 )
 
 
@@ -42,7 +42,8 @@ def interpolate(value: Any, environment: Mapping[str, str], key: KeyPath = ()) -
     whole = _REFERENCE.fullmatch(value.strip())
     if whole is not None:
         text = _lookup(whole, environment, key)
-        return text if is_secret(key) else typed(text)
+        # A secret is text even where it looks like a number.
+        return text if is_secret(key) or whole["scheme"] else typed(text)
     return _REFERENCE.sub(lambda match: _lookup(match, environment, key), value)
 
 
@@ -82,7 +83,7 @@ def apply_override(data: dict[str, Any], path: tuple[str, ...], text: str) -> No
 
 def is_secret(key: KeyPath) -> bool:
     """Whether a key's name says that its value is to be kept secret."""
-    return bool(key) and isinstance(key[-1], str) and _SECRET.search(key[-1]) is not None
+    return bool(key) and isinstance(key[-1], str) and SECRET_NAME.search(key[-1]) is not None
 
 
 def literal_secrets(value: Any, key: KeyPath = ()) -> list[KeyPath]:
@@ -112,9 +113,18 @@ def _spelling(data: Mapping[str, Any], name: str) -> str:
 
 
 def _lookup(match: re.Match[str], environment: Mapping[str, str], key: KeyPath) -> str:
+    if match["scheme"]:
+        try:
+            return fetch(match["scheme"], match["secret"])
+        except NotebookedError as error:
+            error.details.setdefault("key_path", list(key))
+            error.key = error.key or key_text(key) or None
+            raise
     name = match["shell"] or match["dotted"] or match["called"]
     default = match["shell_default"] if match["shell"] else match["called_default"]
     value = environment.get(name)
+    if value is not None and (is_secret(key) or is_secret_name(name)):
+        REDACTOR.add(value)
     if value is not None and (value or default is None):
         return value
     if default is not None:

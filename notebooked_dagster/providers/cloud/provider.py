@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 
 import filelock
 
+from notebooked_dagster.core.redaction import REDACTOR
 from notebooked_dagster.core.settings import Settings
 from notebooked_dagster.errors import (
     ConfigError,
@@ -204,6 +205,7 @@ class CloudProvider(BaseProvider):
         )
 
     def _begin(self, experiment: Experiment) -> JobRecord:
+        REDACTOR.add_environment(experiment.environment)
         spec = self._spec(experiment)
         token = experiment.idempotency_token
         record, new = self._store.create(spec, token=token, job_id=job_name(experiment.name, token))
@@ -290,7 +292,7 @@ class CloudProvider(BaseProvider):
         lost: float | None = None
         while True:
             try:
-                lines, cursor = self._lines(job_id, cursor)
+                lines, cursor = self._masked(job_id, cursor)
                 on_log, shown = _emit(lines, on_log), shown + len(lines)
                 record = self._refresh(job_id)
                 lost = None
@@ -477,13 +479,18 @@ class CloudProvider(BaseProvider):
         tracking.attach(run_id)
         tracking.finish(record.status)
 
+    def _masked(self, job_id: str, cursor: Any) -> tuple[list[str], Any]:
+        """As ``_lines``, without the secrets that this process knows of."""
+        lines, cursor = self._lines(job_id, cursor)
+        return [REDACTOR.redact(line) for line in lines], cursor
+
     def _save_log(self, job_id: str, folder: Path) -> None:
         """The whole log; its end may come a little after the job's."""
         deadline = time.monotonic() + self._log_grace
         cursor: Any = None
         with (folder / "log.txt").open("w", encoding="utf-8") as stream:
             while True:
-                lines, cursor = self._lines(job_id, cursor)
+                lines, cursor = self._masked(job_id, cursor)
                 stream.writelines(f"{line}\n" for line in lines)
                 stream.flush()
                 if any(launch.END in line for line in lines) or time.monotonic() >= deadline:
@@ -518,7 +525,7 @@ class CloudProvider(BaseProvider):
         cursor: Any = None
         while True:
             ended = not follow or self._refresh(job_id).status.finished
-            lines, cursor = self._lines(job_id, cursor)
+            lines, cursor = self._masked(job_id, cursor)
             yield from lines
             if ended:
                 return

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from notebooked_dagster.core.redaction import REDACTOR
 from notebooked_dagster.errors import NotebookedError
 from notebooked_dagster.providers import jobs
 from notebooked_dagster.providers.base import JobStatus
@@ -122,8 +123,16 @@ class Runner:
             deadline,
             trainer=True,
         )
+        self._mask_log()
         self.record.exit_code = ending.exit_code
         return outcome.judge(ending, self.spec, self.folder)
+
+    def _mask_log(self) -> None:
+        """What the job was told in secret and printed all the same is not kept, here or in MLflow."""
+        REDACTOR.add_environment(self.handover.environment)
+        with contextlib.suppress(OSError):
+            if count := REDACTOR.redact_file(self.folder / "log.txt"):
+                self.say(f"{count} times the output held a secret of the environment; it is masked.")
 
     def _build_step(
         self,

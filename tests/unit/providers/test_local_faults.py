@@ -260,11 +260,12 @@ def test_secrets_stay_where_they_are(provider, experiment, monkeypatch):
     job = provider.train(acting(experiment, "environment", environment={"OWN_TOKEN": "s3cret-of-its-own"}))
     seen = json.loads(next(line for line in provider.logs(job.id) if line.startswith("{")))
     assert "AWS_SECRET_ACCESS_KEY" not in seen
-    assert seen["WANTED_TOKEN"] == "s3cret-that-is-wanted"
-    assert seen["OWN_TOKEN"] == "s3cret-of-its-own"
+    # The job had both; what it printed of them is masked, character by character.
+    assert seen["WANTED_TOKEN"] == "*" * len("s3cret-that-is-wanted")
+    assert seen["OWN_TOKEN"] == "*" * len("s3cret-of-its-own")
     assert seen["SM_MODEL_DIR"] == job.model_uri
     folder = folder_of(provider, job.id)
-    for name in ("job.json", "spec.json", "runner.log"):
+    for name in ("job.json", "spec.json", "runner.log", "log.txt"):
         assert "s3cret" not in (folder / name).read_text()
 
 
@@ -337,3 +338,16 @@ def test_a_requirement_that_is_not_to_be_had_is_named(provider, tmp_path, monkey
     with pytest.raises(MissingPackageError, match="package-that-nobody-wrote"):
         provider.train(dataclasses.replace(Experiment("sample", scripts), own_environment=True))
     assert not list((provider.state / "cache" / "environments").glob("*/bin"))
+
+
+def test_a_secret_that_training_prints_is_not_kept(provider, experiment):
+    told = dataclasses.replace(
+        experiment,
+        hyperparameters={"act": "environment"},
+        environment={"API_TOKEN": "s3cr3t-of-the-job", "LEVEL": "seven-7"},
+    )
+    job = provider.train(told)
+    kept = Path(job.log).read_text()
+    assert "s3cr3t-of-the-job" not in kept
+    assert "seven-7" in kept
+    assert "it is masked" in kept

@@ -1,0 +1,200 @@
+"""A secret that was loaded is in nothing that is shown or kept."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from notebooked_dagster.config.values import interpolate
+from notebooked_dagster.core import logs, secrets
+from notebooked_dagster.core.redaction import MASK, REDACTOR, Redactor, is_secret_name
+from notebooked_dagster.errors import ConfigError, CredentialsError, MissingPackageError
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    secrets.fetch.cache_clear()
+    yield
+    logger = logging.getLogger("notebooked")
+    logger.handlers.clear()
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
+
+
+@given(secret=st.text(min_size=6, max_size=40), before=st.text(max_size=20), after=st.text(max_size=20))
+def test_a_secret_is_masked_wherever_it_stands(secret: str, before: str, after: str) -> None:
+    redactor = Redactor()
+    redactor.add(secret)
+    if "://" not in secret:
+        masked = redactor.redact(f"{before}{secret}{after}")
+        assert secret not in masked or secret in MASK
+        assert (
+            json.dumps(secret)[1:-1] not in redactor.redact(json.dumps({"value": secret})) or secret in MASK
+        )
+
+
+def test_of_an_address_only_the_password_is_a_secret() -> None:
+    redactor = Redactor()
+    redactor.add("postgresql://dagster:pw-12345@db:5432/x")
+    assert redactor.redact("db:5432 pw-12345 dagster") == f"db:5432 {MASK} dagster"
+
+
+def test_short_values_are_left_alone() -> None:
+    redactor = Redactor()
+    redactor.add("true")
+    assert redactor.redact("it is true") == "it is true"
+
+
+@pytest.mark.parametrize(
+    ("name", "secret"),
+    [
+        ("API_TOKEN", True), ("AWS_SECRET_ACCESS_KEY", True), ("DB_PASSWORD", True), ("NOTEBOOKED_DATABASE_URL", True),
+        ("AWS_ACCESS_KEY_ID", False), ("MAX_TOKENS", False), ("TOKENIZERS_PARALLELISM", False), ("TOKEN_FILE", False),
+        ("PATH", False),
+    ],
+)  # fmt: skip
+def test_a_variables_name_says_whether_it_is_secret(name: str, secret: bool) -> None:
+    assert is_secret_name(name) is secret
+
+
+@given(
+    text=st.binary(max_size=200),
+    places=st.lists(st.integers(min_value=0, max_value=200), max_size=4),
+)
+def test_a_file_keeps_its_length(
+    tmp_path_factory: pytest.TempPathFactory, text: bytes, places: list[int]
+) -> None:
+    secret = b"s3cr3t-value"
+    for place in places:
+        text = text[:place] + secret + text[place:]
+    path = tmp_path_factory.mktemp("log") / "log.txt"
+    path.write_bytes(text)
+    redactor = Redactor()
+    redactor.add(secret.decode())
+    redactor.redact_file(path)
+    left = path.read_bytes()
+    assert len(left) == len(text)
+    assert secret not in left
+
+
+def test_a_secret_across_two_blocks_of_a_long_file_is_masked(tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    block = 4 * 1024 * 1024
+    path.write_bytes(b"x" * (block - 5) + b"s3cr3t-value" + b"y" * block + b"s3cr3t-value")
+    redactor = Redactor()
+    redactor.add("s3cr3t-value")
+    assert redactor.redact_file(path) == 2
+    assert b"s3cr3t" not in path.read_bytes()
+
+
+# Where they come from
+
+
+def test_a_file_holds_a_secret_and_one_key_of_it_can_be_picked(tmp_path: Path) -> None:
+    path = tmp_path / "db.json"
+    path.write_text('{"user": "u", "password": "from-a-file-1"}\n')
+    found = interpolate({"mlflow": {"password": f"${{file:{path}#password}}"}}, {})
+    assert found == {"mlflow": {"password": "from-a-file-1"}}
+    assert REDACTOR.redact("it is from-a-file-1") == f"it is {MASK}"
+
+
+def test_a_secret_that_looks_like_a_number_stays_text(tmp_path: Path) -> None:
+    path = tmp_path / "pin"
+    path.write_text("00123456")
+    assert interpolate({"x": f"${{file:{path}}}"}, {}) == {"x": "00123456"}
+
+
+@pytest.mark.parametrize("key", ["#nothing", "#password#x"])
+def test_what_a_secret_has_not_is_said_without_what_it_has(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "db.json"
+    path.write_text('{"password": "from-a-file-2"}')
+    with pytest.raises(ConfigError) as caught:
+        interpolate({"a": {"b": f"${{file:{path}{key}}}"}}, {})
+    assert caught.value.key == "a.b"
+    assert "from-a-file-2" not in str(caught.value)
+
+
+def test_a_missing_file_names_the_key(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        interpolate({"a": f"${{file:{tmp_path / 'none'}}}"}, {})
+    assert caught.value.key == "a"
+
+
+def test_secrets_manager_is_asked_once(tmp_path: Path) -> None:
+    import boto3
+
+    from tests.clouds.kit import aws_server
+
+    with aws_server(tmp_path / "aws"):
+        boto3.client("secretsmanager").create_secret(
+            Name="prod/db", SecretString='{"password": "from-aws-1"}'
+        )
+        for _ in range(2):
+            assert interpolate({"p": "${aws-secret:prod/db#password}"}, {}) == {"p": "from-aws-1"}
+        assert secrets.fetch.cache_info().hits == 1
+        with pytest.raises(ConfigError, match="no secret 'prod/none'"):
+            interpolate({"p": "${aws-secret:prod/none}"}, {})
+
+
+def test_without_credentials_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    with pytest.raises(CredentialsError, match="cannot be read"):
+        secrets.fetch("aws-secret", "x")
+
+
+@pytest.mark.parametrize("scheme", ["gcp-secret", "azure-secret"])
+def test_a_manager_whose_package_is_not_there_names_it(scheme: str) -> None:
+    with pytest.raises(MissingPackageError, match="pip install"):
+        secrets.fetch(scheme, "vault/name")
+
+
+def test_dotenv_adds_what_the_environment_has_not(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("A=1\nB='two words'\n")
+    environment = {"A": "kept"}
+    assert secrets.load_dotenv(tmp_path, environment) == ["B"]
+    assert environment == {"A": "kept", "B": "two words"}
+
+
+# Logs
+
+
+def test_json_lines_hold_what_was_bound_and_no_secret() -> None:
+    REDACTOR.add("log-s3cr3t-1")
+    stream = io.StringIO()
+    logs.configure("json", level=logging.INFO, stream=stream)
+    log = logging.getLogger("notebooked.test")
+    with logs.about(run="r1", asset=None), logs.about(provider="sagemaker"):
+        log.info("asked with %s", "log-s3cr3t-1")
+        try:
+            raise ValueError("log-s3cr3t-1 is wrong")
+        except ValueError:
+            log.exception("it failed")
+    log.info("afterwards")
+    first, second, third = map(json.loads, stream.getvalue().splitlines())
+    assert first["message"] == f"asked with {MASK}"
+    assert (first["run"], first["provider"], first["level"]) == ("r1", "sagemaker", "info")
+    assert "asset" not in first
+    assert "ValueError" in second["error"]
+    assert "run" not in third
+    assert "log-s3cr3t-1" not in stream.getvalue()
+
+
+def test_text_is_for_people_and_a_second_set_up_replaces_the_first() -> None:
+    one, two = io.StringIO(), io.StringIO()
+    logs.configure("text", level=logging.INFO, stream=one)
+    logs.configure("text", level=logging.INFO, stream=two)
+    with logs.about(device="pi-1"):
+        logging.getLogger("notebooked.edge").warning("no answer")
+    assert one.getvalue() == ""
+    assert two.getvalue() == "warning: no answer (device=pi-1)\n"
