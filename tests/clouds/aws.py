@@ -186,6 +186,7 @@ class SageMaker:
                     "TrainingJobArn": self.arn("training-job", name),
                     "CreationTime": job.created,
                     "TrainingJobStatus": job.status,
+                    "SecondaryStatus": job.secondary,
                     **({"TrainingEndTime": job.ended} if job.ended else {}),
                 }
                 for name, job in page

@@ -321,6 +321,8 @@ class CloudProvider(BaseProvider):
         if record.status.finished:
             return record
         remote = remote or self._look(job_id)
+        if remote is not None and not remote.status.finished and remote.status is record.status:
+            return record  # nothing to write down; most looks at most jobs end here
         with self._lock(folder):
             record = jobs.read(folder)
             if record.status.finished:
