@@ -17,15 +17,19 @@ from .project import Project
 if TYPE_CHECKING:
     from notebooked_dagster.providers.base import BaseProvider, Endpoint
 
-_PROVIDER = click.option("--provider", default="local", show_default=True, help="Whose endpoints.")
+_PROVIDER = click.option(
+    "--provider", help="Whose endpoints; those of the experiments' own providers where not given."
+)
 
 
 @click.command("endpoints")
 @_PROVIDER
 @shared_options
-def endpoints_command(provider: str) -> None:
+def endpoints_command(provider: str | None) -> None:
     """List endpoints."""
-    found = Project(session()).provider(provider).list_endpoints()
+    found = [
+        endpoint for source in Project(session()).providers(provider) for endpoint in source.list_endpoints()
+    ]
     session().emit([as_data(endpoint) for endpoint in found], lambda: _table(found))
 
 
@@ -36,9 +40,9 @@ def endpoints_command(provider: str) -> None:
 )
 @_PROVIDER
 @shared_options
-def predict_command(endpoint: str, data: str | None, provider: str) -> None:
+def predict_command(endpoint: str, data: str | None, provider: str | None) -> None:
     """Ask an endpoint."""
-    source = Project(session()).provider(provider)
+    source = Project(session()).provider_of_endpoint(endpoint, provider)
     live = source.endpoint(endpoint)
     request = _request(data) if data is not None else _example(source, live)
     answer = source.predict(live.name, request)
@@ -49,9 +53,9 @@ def predict_command(endpoint: str, data: str | None, provider: str) -> None:
 @click.argument("endpoint")
 @_PROVIDER
 @shared_options
-def rollback_command(endpoint: str, provider: str) -> None:
+def rollback_command(endpoint: str, provider: str | None) -> None:
     """Serve the previous version again; traffic moves when it is healthy."""
-    live = Project(session()).provider(provider).rollback(endpoint)
+    live = Project(session()).provider_of_endpoint(endpoint, provider).rollback(endpoint)
     champion = next((item for item in live.deployments if item.role == "champion"), None)
     session().emit(
         as_data(live),
@@ -61,21 +65,29 @@ def rollback_command(endpoint: str, provider: str) -> None:
 
 @click.command("delete-endpoint")
 @click.argument("endpoints", nargs=-1, metavar="[ENDPOINT]...")
-@click.option("--all", "everything", is_flag=True, help="All endpoints of the provider.")
+@click.option("--all", "everything", is_flag=True, help="All endpoints.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_PROVIDER
 @shared_options
-def delete_endpoint_command(endpoints: tuple[str, ...], everything: bool, yes: bool, provider: str) -> None:
+def delete_endpoint_command(
+    endpoints: tuple[str, ...], everything: bool, yes: bool, provider: str | None
+) -> None:
     """Stop endpoints and remove what was made for them. Models stay."""
-    source = Project(session()).provider(provider)
-    names = [endpoint.name for endpoint in source.list_endpoints()] if everything else list(endpoints)
+    project = Project(session())
+    if everything:
+        found = [
+            (live.name, source) for source in project.providers(provider) for live in source.list_endpoints()
+        ]
+    else:
+        found = [(name, project.provider_of_endpoint(name, provider)) for name in endpoints]
+    names = [name for name, _ in found]
     if not names and not everything:
         raise click.UsageError("Name an endpoint, or --all.")
     if names and not yes and not session().json:
         click.confirm(f"Delete {', '.join(names)}?", abort=True)
     left: dict[str, list[str]] = {}
     failed: NotebookedError | None = None
-    for name in names:
+    for name, source in found:
         try:
             left[name] = source.delete_endpoint(name)
         except NotebookedError as error:

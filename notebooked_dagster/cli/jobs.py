@@ -5,6 +5,7 @@ A job outlives the process that asked for it, so there has to be a way to it tha
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +16,9 @@ from .project import Project
 if TYPE_CHECKING:
     from notebooked_dagster.providers.base import TrainingJob
 
-_PROVIDER = click.option("--provider", default="local", show_default=True, help="Whose jobs.")
+_PROVIDER = click.option(
+    "--provider", help="Whose jobs; those of all providers the project uses where not given."
+)
 
 
 @click.command("jobs")
@@ -23,13 +26,17 @@ _PROVIDER = click.option("--provider", default="local", show_default=True, help=
 @click.option("--running", is_flag=True, help="Only those that have not ended.")
 @_PROVIDER
 @shared_options
-def jobs_command(experiment: str | None, running: bool, provider: str) -> None:
+def jobs_command(experiment: str | None, running: bool, provider: str | None) -> None:
     """List training jobs, newest first."""
     project = Project(session())
     name = project.experiment(experiment).config.name if experiment is not None else None
     found = [
-        job for job in project.provider(provider).list_jobs(name) if not (running and job.status.finished)
+        job
+        for source in project.providers(provider)
+        for job in source.list_jobs(name)
+        if not (running and job.status.finished)
     ]
+    found.sort(key=lambda job: job.started_at or datetime.now(UTC), reverse=True)
     session().emit([as_data(job) for job in found], lambda: _table(found))
 
 
@@ -38,9 +45,9 @@ def jobs_command(experiment: str | None, running: bool, provider: str) -> None:
 @click.option("--follow", "-f", is_flag=True, help="Go on until the job has ended.")
 @_PROVIDER
 @shared_options
-def logs_command(job: str, follow: bool, provider: str) -> None:
+def logs_command(job: str, follow: bool, provider: str | None) -> None:
     """Print what a training job printed."""
-    source = Project(session()).provider(provider)
+    source = Project(session()).provider_of_job(job, provider)
     if session().json:
         session().emit({"job": job, "lines": list(source.logs(job, follow=follow))}, lambda: None)
         return
@@ -52,10 +59,10 @@ def logs_command(job: str, follow: bool, provider: str) -> None:
 @click.argument("jobs", nargs=-1, required=True, metavar="JOB...")
 @_PROVIDER
 @shared_options
-def cancel_command(jobs: tuple[str, ...], provider: str) -> None:
+def cancel_command(jobs: tuple[str, ...], provider: str | None) -> None:
     """Stop training jobs and everything they started. One that has ended is left as it is."""
-    source = Project(session()).provider(provider)
-    found = [source.cancel(job) for job in jobs]
+    project = Project(session())
+    found = [project.provider_of_job(job, provider).cancel(job) for job in jobs]
     session().emit(
         [as_data(job) for job in found], lambda: "\n".join(f"{job.id}: {job.status.value}" for job in found)
     )

@@ -80,6 +80,31 @@ class Project:
         """A provider with the project's settings."""
         return self.place.provider(name)
 
+    def providers(self, name: str | None = None) -> list[BaseProvider]:
+        """The provider of a name; where None, those that the project's experiments use, ``local`` always among them."""
+        if name is not None:
+            return [self.provider(name)]
+        used = {spec.config.provider for spec in self.experiments()}
+        return [self.provider(found) for found in ["local", *sorted(used - {"local"})]]
+
+    def provider_of_endpoint(self, endpoint: str, name: str | None = None) -> BaseProvider:
+        """The provider that was named, or that of the experiment which declares the endpoint, or ``local``."""
+        if name is None:
+            declared = (spec for spec in self.experiments() if spec.config.endpoint_name == endpoint)
+            name = next((spec.config.provider for spec in declared), "local")
+        return self.provider(name)
+
+    def provider_of_job(self, job_id: str, name: str | None = None) -> BaseProvider:
+        """The provider that was named, or the first of the project's that knows the job."""
+        found = self.providers(name)
+        for provider in found[:-1]:
+            try:
+                provider.status(job_id)
+            except errors.JobNotFoundError:
+                continue
+            return provider
+        return found[-1]
+
     @contextmanager
     def instance(self) -> Iterator[dg.DagsterInstance]:
         """The Dagster instance. Raises ConfigError where there is none to show runs in."""

@@ -92,9 +92,13 @@ def test_one_word_changed_trains_and_serves_in_the_cloud(
         dg.AssetCheckKey(dg.AssetKey(["iris", "endpoint"]), "smoke_prediction"), limit=1
     )
     assert checks[0].status.value == "SUCCEEDED"
-    asked = project.run("notebooked", "predict", "iris", "--provider", "sagemaker")
+    asked = project.run("notebooked", "predict", "iris")  # the declaration says where
     assert len(json.loads(asked.stdout)["predictions"]) == 3
-    removed = project.run("notebooked", "delete-endpoint", "iris", "--yes", "--provider", "sagemaker")
+    listed = json.loads(project.run("notebooked", "--json", "jobs").stdout)
+    assert [job["provider"] for job in listed] == ["sagemaker"]
+    assert "accuracy" in project.run("notebooked", "logs", listed[0]["id"]).stdout
+    assert "iris" in project.run("notebooked", "endpoints").stdout
+    removed = project.run("notebooked", "delete-endpoint", "iris", "--yes")
     assert removed.returncode == 0
     assert "is kept" in removed.stdout
     assert not aws.sagemaker.endpoints
