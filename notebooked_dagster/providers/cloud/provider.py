@@ -52,6 +52,7 @@ log = logging.getLogger("notebooked.providers.cloud")
 _END = re.compile(re.escape(launch.END) + r" (-?\d+)\.")
 _LOG_END = 16_000
 _JOB_PREFIX = "nbd"
+_JOB_NAME = re.compile(rf"{_JOB_PREFIX}-(?P<slug>.+)-(?:[0-9a-f]{{20}}|\d{{8}}-\d{{6}}-[0-9a-f]{{6}})")
 
 
 class OutOfReachError(ProviderError):
@@ -213,10 +214,17 @@ class CloudProvider(BaseProvider):
         with self._lock(folder):
             if not new:
                 record = jobs.read(folder)
-            if record.status.finished:
+            if record.status.finished and record.started_at is not None:
                 return record
             if (found := self._look(record.id)) is not None:
+                if new:
+                    # Another machine submitted it; its MLflow run is to be ended by whoever sees the job end.
+                    record.tracking = self._tracking_of(experiment.name, found)
+                    jobs.write(folder, record)
                 return self._seen(folder, record, found)
+            if record.status.finished:
+                # It was given up as never begun; with the same token it is begun now.
+                record.status, record.failure, record.finished_at = JobStatus.PENDING, None, None
             try:
                 self._launch(record, spec, experiment, folder)
             except BaseException:
@@ -229,9 +237,15 @@ class CloudProvider(BaseProvider):
 
     def _launch(self, record: JobRecord, spec: JobSpec, experiment: Experiment, folder: Path) -> None:
         uri = experiment.tracking_uri
+        begun = record.tracking.run_id
         record.tracking = TrackingState(uri=without_password(uri), experiment=experiment.name)
         tracking = RunTracking(record, spec, folder, uri, say=log.warning)
-        joined = tracking.start()
+        joined: dict[str, str] = {}
+        if begun is not None:
+            # A process that died before it could submit left a run open; it is this job's.
+            with contextlib.suppress(NotebookedError):
+                joined = tracking.attach(begun)
+        joined = joined or tracking.start()
         jobs.write(folder, record)
         environment = {
             **experiment.environment,
@@ -354,12 +368,14 @@ class CloudProvider(BaseProvider):
         shutil.rmtree(scripts, ignore_errors=True)
         folder = self._store.folder(record.id)
         if new:
-            run_id = remote.environment.get("NOTEBOOKED_MLFLOW_RUN")
-            record.tracking = TrackingState(
-                uri=without_password(self._tracking_uri), experiment=experiment, run_id=run_id
-            )
+            record.tracking = self._tracking_of(experiment, remote)
             jobs.write(folder, record)
         return folder
+
+    def _tracking_of(self, experiment: str, remote: Remote) -> TrackingState:
+        """The MLflow run of a job that another machine submitted."""
+        run_id = remote.environment.get("NOTEBOOKED_MLFLOW_RUN")
+        return TrackingState(uri=without_password(self._tracking_uri), experiment=experiment, run_id=run_id)
 
     def _seen(self, folder: Path, record: JobRecord, remote: Remote) -> JobRecord:
         if remote.status.finished:
@@ -380,8 +396,6 @@ class CloudProvider(BaseProvider):
             message=f"The training job is not known at provider {self.name!r}.",
             hint="It was never submitted, or was removed there; train again.",
         )
-        if record.token is not None:
-            self._store.forget_token(record.token)
         self._end_tracking(folder, record)
         jobs.write(folder, record)
         return record
@@ -546,10 +560,20 @@ class CloudProvider(BaseProvider):
         return record.view(folder)
 
     def list_jobs(self, experiment: str | None = None) -> list[TrainingJob]:
-        """All jobs of ours in the cloud, and those on disk that it has forgotten; newest first."""
-        remotes = self._summaries()
+        """All jobs of ours in the cloud, and those on disk that it has forgotten; newest first.
+
+        A job that another machine submitted is told as the cloud's own list has it: status and times; ``status`` knows
+        the rest.
+        """
+        remotes, ours = self._summaries(), set(self._store.ids())
         found = []
-        for job_id in dict.fromkeys([*remotes, *self._store.ids()]):
+        for job_id in dict.fromkeys([*remotes, *ours]):
+            if job_id not in ours:
+                # Somebody else's machine submitted it: to list it is no reason to fetch all that it left.
+                seen = _listed(job_id, self.name, remotes[job_id])
+                if experiment is None or _slug(experiment) == seen.experiment:
+                    found.append((seen.started_at or datetime.now(UTC), seen))
+                continue
             try:
                 record = self._refresh(job_id, remotes.get(job_id))
             except NotebookedError as error:
@@ -562,10 +586,27 @@ class CloudProvider(BaseProvider):
 
 def job_name(experiment: str, token: str | None) -> str:
     """A name that every cloud takes: letters, digits and hyphens, at most 63 of them, unique for ever."""
-    slug = re.sub(r"[^a-z0-9]+", "-", experiment.lower()).strip("-")[:32].strip("-")
+    slug = _slug(experiment)
     if token is None:
         return f"{_JOB_PREFIX}-{slug}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     return f"{_JOB_PREFIX}-{slug}-{hashlib.sha256(f'{experiment}/{token}'.encode()).hexdigest()[:20]}"
+
+
+def _slug(experiment: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", experiment.lower()).strip("-")[:32].strip("-")
+
+
+def _listed(job_id: str, provider: str, remote: Remote) -> TrainingJob:
+    match = _JOB_NAME.fullmatch(job_id)
+    return TrainingJob(
+        job_id,
+        match["slug"] if match is not None else job_id,
+        provider,
+        remote.status,
+        started_at=remote.started_at,
+        finished_at=remote.finished_at,
+        facts=dict(remote.facts),
+    )
 
 
 def is_job_name(text: str) -> bool:

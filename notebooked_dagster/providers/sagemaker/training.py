@@ -150,7 +150,13 @@ def remote_of(description: Mapping[str, Any], region: str, prices: Mapping[str, 
         hint = "Choose an instance type with more memory, or train on less data or in smaller batches."
     return Remote(
         found,
-        started_at=description.get("TrainingStartTime"),
+        # The list of jobs knows only when a job was made.
+        started_at=description.get("TrainingStartTime")
+        or (
+            None
+            if "CreationTime" not in description or "ResourceConfig" in description
+            else description["CreationTime"]
+        ),
         finished_at=description.get("TrainingEndTime")
         or (description.get("LastModifiedTime") if found.finished else None),
         reason=reason,

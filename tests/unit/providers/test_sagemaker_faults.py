@@ -102,6 +102,50 @@ def test_another_machine_finds_the_job_by_its_token_alone(
     assert list(aws.sagemaker.jobs) == [first.id]
 
 
+def test_a_job_that_never_reached_the_cloud_is_given_up_and_can_be_begun_again(
+    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(provider, "_submit", die)
+        broken.setattr(provider, "_abandon", lambda *given: None)
+        with pytest.raises(KeyboardInterrupt):
+            provider.train(experiment)
+    (job,) = provider.list_jobs()
+    assert job.status is JobStatus.PENDING
+    record = tmp_record(provider, job.id)
+    record.write_text(
+        record.read_text()
+        .replace('"created_at":"20', '"created_at":"19')
+        .replace('"created_at": "20', '"created_at": "19')
+    )
+    given_up = provider.status(job.id)
+    assert (given_up.status, given_up.id) == (JobStatus.FAILED, job.id)
+    assert "not known" in given_up.message
+    done = provider.train(experiment)
+    assert (done.status, done.id) == (JobStatus.SUCCEEDED, job.id)
+
+
+def tmp_record(provider: SageMakerProvider, job_id: str) -> Path:
+    return provider.state / "jobs" / job_id / "job.json"
+
+
+def test_listing_fetches_nothing_of_jobs_that_others_submitted(
+    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment, tmp_path: Path
+) -> None:
+    first = provider.train(dataclasses.replace(experiment, name="two_words"))
+    other = sagemaker_provider(tmp_path / "another-machine")
+    aws.sagemaker.calls.clear()
+    (seen,) = other.list_jobs("two_words")
+    assert (seen.id, seen.status, seen.experiment) == (first.id, JobStatus.SUCCEEDED, "two-words")
+    assert other.list_jobs("else") == []
+    assert set(aws.sagemaker.calls) == {"ListTrainingJobs"}
+    assert not (tmp_path / "another-machine" / "sagemaker").exists()
+    assert other.status(first.id).experiment == "two_words"
+
+
 def test_a_lost_reply_to_the_submission_is_no_second_job(
     aws: AwsServer, provider: SageMakerProvider, experiment: Experiment
 ) -> None:
@@ -302,6 +346,25 @@ def test_what_a_job_cost_is_told(aws: AwsServer, provider: SageMakerProvider, ex
     assert facts["billed (s)"] >= 1
     assert facts["cost (USD, estimated)"] == pytest.approx(0.115 * facts["billed (s)"] / 3600, abs=1e-4)
     assert str(facts["console"]).startswith("https://")
+
+
+def test_the_mlflow_run_of_a_killed_submitter_is_ended_by_who_takes_the_job_up(
+    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment, tmp_path: Path
+) -> None:
+    from notebooked_dagster.tracking import Tracking, local_uri
+
+    uri = local_uri(tmp_path / "mlflow-state")
+    tracked = dataclasses.replace(slow(experiment), tracking_uri=uri)
+    first = provider.train(tracked, wait=False)
+    # The machine that submitted it is gone, with all it had on disk.
+    other = sagemaker_provider(tmp_path / "another-machine", tracking_uri=uri)
+    done = other.train(tracked)
+    assert done.id == first.id
+    assert done.mlflow_run_id is not None
+    client = Tracking(uri, "sample").client
+    runs = client.search_runs([client.get_experiment_by_name("sample").experiment_id])
+    assert [(run.info.run_id, run.info.status) for run in runs] == [(done.mlflow_run_id, "FINISHED")]
+    assert runs[0].data.metrics["mean"] == done.metrics["mean"]
 
 
 # What is sent
