@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -97,7 +98,13 @@ def _version(name: str) -> str:
 
 def _dagster(settings: Settings) -> Iterator[Check]:
     home = os.environ.get("DAGSTER_HOME", "")
-    if not home:
+    if not home and (settings.root / "dagster.yaml").is_file():
+        yield Check(
+            "DAGSTER_HOME", "ok",
+            f"not set: `notebooked` and `dagster dev` use {settings.root}; export it for `dagster job execute` and the like",
+        )  # fmt: skip
+        home = str(settings.root)
+    elif not home:
         yield Check(
             "DAGSTER_HOME", "warning", "not set: runs are forgotten when the process ends",
             f"export DAGSTER_HOME={settings.root}",
@@ -112,7 +119,7 @@ def _dagster(settings: Settings) -> Iterator[Check]:
     from dagster import DagsterError, DagsterInstance
 
     try:
-        with DagsterInstance.get() as instance:
+        with _at(home, settings.root), DagsterInstance.get() as instance:
             count = instance.get_runs_count()
             storage = type(instance.run_storage).__name__
     except DagsterError as problem:
@@ -121,6 +128,21 @@ def _dagster(settings: Settings) -> Iterator[Check]:
         )
         return
     yield Check("dagster instance", "ok", f"{folder}, {storage}, {count} runs")
+
+
+@contextlib.contextmanager
+def _at(home: str, root: Path) -> Iterator[None]:
+    """As our other commands look at an instance: its storage may be relative to the project's folder."""
+    before = os.environ.get("DAGSTER_HOME")
+    os.environ["DAGSTER_HOME"] = home
+    try:
+        with contextlib.chdir(root):
+            yield
+    finally:
+        if before is None:
+            os.environ.pop("DAGSTER_HOME", None)
+        else:
+            os.environ["DAGSTER_HOME"] = before
 
 
 def _project(settings: Settings) -> Iterator[Check]:

@@ -136,5 +136,6 @@ def _text(folder: Path, decisions: list[Decision], dry_run: bool) -> str:
     if dry_run:
         lines.append("Nothing was written.")
     else:
-        lines.append(f"\nNext: cd {folder} && dagster dev -w workspace.yaml")
+        go = f"cd {folder} && " if folder.resolve() != Path.cwd() else ""
+        lines.append(f"\nNext: {go}dagster dev -w workspace.yaml")
     return "\n".join(lines)

@@ -100,9 +100,37 @@ def deploy_command(experiment: str, model_uri: str | None, weight: int | None) -
     wanted = ["endpoint"] if model_uri is not None else _with_stale_code(project, spec)
     session().note(f"Deploying {spec.config.name} …")
     run_id = run_assets(project, job, {f"{spec.name}__endpoint": config}, [spec.key(part) for part in wanted])
-    live = project.provider(spec.config.provider).endpoint(spec.config.endpoint_name)
-    data = {"run_id": run_id, "endpoint": live.name, "url": live.url, "status": live.status.value}
-    session().emit(data, lambda: f"{live.name} serves at {live.url} ({live.status.value}).\nrun  {run_id}")
+    provider = project.provider(spec.config.provider)
+    live = provider.endpoint(spec.config.endpoint_name)
+    takes = example_columns(provider.input_example(live))
+    data = {
+        "run_id": run_id,
+        "endpoint": live.name,
+        "url": live.url,
+        "status": live.status.value,
+        "takes": takes,
+    }
+
+    def text() -> str:
+        lines = [f"{live.name} serves at {live.url} ({live.status.value})."]
+        if takes:
+            # What the notebook did to its data before the model saw it is not done to a request.
+            lines.append(f"takes  {', '.join(takes)} (`notebooked predict {live.name}` sends an example)")
+        return "\n".join([*lines, f"run    {run_id}"])
+
+    session().emit(data, text)
+
+
+def example_columns(example: Any) -> list[str]:
+    """The columns that an input example names; empty where it names none."""
+    if not isinstance(example, dict):
+        return []
+    rows = example.get("dataframe_records") or example.get("inputs") or example.get("instances")
+    if isinstance(example.get("dataframe_split"), dict):
+        return [str(name) for name in example["dataframe_split"].get("columns") or ()]
+    if isinstance(rows, list) and rows and isinstance(rows[0], dict):
+        return [str(name) for name in rows[0]]
+    return [str(name) for name in rows] if isinstance(rows, dict) else []
 
 
 def _with_stale_code(project: Project, spec: ExperimentSpec) -> list[str]:
