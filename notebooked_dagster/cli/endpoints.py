@@ -55,7 +55,9 @@ def predict_command(endpoint: str, data: str | None, provider: str | None) -> No
 @shared_options
 def rollback_command(endpoint: str, provider: str | None) -> None:
     """Serve the previous version again; traffic moves when it is healthy."""
-    live = Project(session()).provider_of_endpoint(endpoint, provider).rollback(endpoint)
+    project = Project(session())
+    live = project.provider_of_endpoint(endpoint, provider).rollback(endpoint)
+    _follow(project, live)
     champion = next((item for item in live.deployments if item.role == "champion"), None)
     session().emit(
         as_data(live),
@@ -102,6 +104,18 @@ def delete_endpoint_command(
     )
     if failed is not None:
         raise failed
+
+
+def _follow(project: Project, live: Endpoint) -> None:
+    """The registry's alias ``champion`` goes back with the endpoint."""
+    from notebooked_dagster.components.endpoint_asset import follow_champion
+    from notebooked_dagster.tracking import Tracking
+
+    for spec in project.experiments():
+        if spec.config.endpoint_name == live.name:
+            problem = follow_champion(spec, Tracking(project.place.tracking_uri, spec.config.name), live)
+            if problem is not None:
+                session().note(problem)
 
 
 def as_data(endpoint: Endpoint) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The endpoint: the model that passed its gate, served; and the checks that ask it."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
@@ -11,6 +12,7 @@ from notebooked_dagster.core.logs import about
 from notebooked_dagster.errors import GateError, NotebookedError, UserError
 from notebooked_dagster.providers.base import BaseProvider, Endpoint, EndpointStatus
 from notebooked_dagster.resources import ProviderResource, TrackingResource
+from notebooked_dagster.tracking import Tracking
 
 from .model_asset import champion_metrics, experiment_of, gate_problems
 from .reporting import code_block, latest, metadata_value, reported
@@ -92,8 +94,10 @@ def deploy(spec: ExperimentSpec, context: dg.AssetExecutionContext) -> dg.Materi
     if asked["model_uri"] is None:
         _check_gate(spec, metrics, provider, partition)
     experiment = experiment_of(spec, {}, tracking.address, partition, run_id=context.run.run_id)
+    named = re.fullmatch(rf"models:/{re.escape(spec.config.model_registry_name or '')}/(\d+)", uri)
     labels = {
         "experiment": spec.name,
+        **({"model_version": named[1]} if named is not None else {}),
         "dagster_run": context.run.run_id,
         # Those of the newest model belong to no other.
         **({"metrics": json.dumps(metrics)} if asked["model_uri"] is None else {}),
@@ -107,9 +111,31 @@ def deploy(spec: ExperimentSpec, context: dg.AssetExecutionContext) -> dg.Materi
         experiment, uri, spec.endpoint_name(partition), weight=asked["weight"], labels=labels
     )
     context.log.info("%s serves at %s (%s).", live.name, live.url, live.status.value)
+    if (problem := follow_champion(spec, tracking.of(spec.config.name), live)) is not None:
+        context.log.warning(problem)
     return dg.MaterializeResult(
         asset_key=spec.key("endpoint"), metadata=endpoint_metadata(live, uri, labels, tracking)
     )
+
+
+def follow_champion(spec: ExperimentSpec, tracking: Tracking, live: Endpoint) -> str | None:
+    """Let the registry's alias ``champion`` be the version that the endpoint's champion serves.
+
+    Returns:
+        Why that could not be done, as a sentence; None where it was, or where there is nothing to do. The endpoint serves
+        all the same.
+    """
+    name = spec.config.model_registry_name
+    champion = next((item for item in live.deployments if item.role == "champion"), None)
+    version = champion.labels.get("model_version") if champion is not None else None
+    # One model a data set has one endpoint each; none of them is the champion of all.
+    if name is None or version is None or spec.endpoint_partitions is not None:
+        return None
+    try:
+        tracking.promote(name, version)
+    except NotebookedError as error:
+        return f"The alias `champion` of model {name!r} still names another version: {error.message}"
+    return None
 
 
 def newest_model(

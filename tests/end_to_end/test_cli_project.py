@@ -44,6 +44,15 @@ def notebooked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
     run("delete-endpoint", "--all", "--yes")
 
 
+def champion(notebooked: Command) -> str:
+    """The version that the registry calls champion."""
+    from notebooked_dagster.tracking import Tracking, local_uri
+
+    found = Tracking(local_uri(notebooked.folder / ".notebooked"), "sample").models.find("sample", "champion")  # type: ignore[attr-defined]
+    assert found is not None
+    return found.version
+
+
 def test_from_an_empty_folder_to_a_prediction_and_back(notebooked: Command) -> None:
     trained = notebooked("--json", "train", "sample")
     assert trained.returncode == 0, trained.stderr
@@ -63,6 +72,14 @@ def test_from_an_empty_folder_to_a_prediction_and_back(notebooked: Command) -> N
     back = notebooked("--json", "rollback", "sample")
     roles = {item["role"]: item["version"] for item in json.loads(back.stdout)["deployments"]}
     assert roles["champion"] == "1"
+
+    # MLflow's aliases follow what is served: forth with a deployment, back with a rollback.
+    assert notebooked("train", "sample", "--set", "C=2.5").returncode == 0
+    assert champion(notebooked) == "1"
+    assert notebooked("deploy", "sample").returncode == 0
+    assert champion(notebooked) == "2"
+    assert notebooked("rollback", "sample").returncode == 0
+    assert champion(notebooked) == "1"
 
     status = json.loads(notebooked("--json", "status", "sample").stdout)[0]
     assert status["stale"] == []
