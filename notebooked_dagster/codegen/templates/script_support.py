@@ -560,6 +560,8 @@ def adapt(data, description):
         import pandas
 
         return pandas.Series(data)
+    if kind == "series" and len(getattr(data, "columns", ())) == 1:
+        return data.iloc[:, 0]
     return data
 
 
@@ -595,6 +597,36 @@ def read_body(body, content_type, description):
     Raises:
         ValueError: The body is none of these.
     """
+    found = _read_body(body, content_type, description)
+    return _texts(found) if _takes_texts(description) else found
+
+
+def _takes_texts(description):
+    """Whether the model was fitted with one text a row: a list of strings, which has no columns to check."""
+    example = description.get("input_example")
+    rows = example.get("inputs") if isinstance(example, dict) else None
+    no_columns = not (description.get("signature") or {}).get("inputs")
+    return no_columns and isinstance(rows, list) and bool(rows) and all(isinstance(row, str) for row in rows)
+
+
+def _texts(value):
+    """One text a row. A table would be iterated by its columns' names, and answered with a prediction for each of them."""
+    if hasattr(value, "columns"):
+        if len(value.columns) != 1:
+            raise ValueError(
+                f"the model takes one text a row; the request has the columns {', '.join(map(str, value.columns))}"
+            )
+        value = list(value.iloc[:, 0])
+    if not isinstance(value, list):
+        return value
+    value = [row[0] if isinstance(row, list) and len(row) == 1 else row for row in value]
+    for number, row in enumerate(value):
+        if not isinstance(row, str):
+            raise ValueError(f"row {number} is {row!r}; the model takes a text a row")
+    return value
+
+
+def _read_body(body, content_type, description):
     kind = (content_type or "application/json").partition(";")[0].strip().lower()
     if kind in ("text/csv", "application/csv"):
         return _from_csv(body, description)
