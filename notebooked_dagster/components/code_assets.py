@@ -79,7 +79,9 @@ def observe(spec: ExperimentSpec, context: dg.AssetExecutionContext) -> dg.Obser
             check_name="skew",
             passed=not skew,
             severity=dg.AssetCheckSeverity.WARN,
-            description="; ".join(finding.message for finding in skew) or "Training and inference agree.",
+            description="; ".join(finding.message for finding in skew)
+            or "Prediction uses the transformers that training fitted, and nothing that training alone has. What other cells do "
+            "to the table before the model is not part of a request.",
             metadata={"findings": findings_table(skew)} if skew else {},
         )
     ]
