@@ -11,6 +11,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV ?= .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.8
+AZURITE := azurite@3.35.0
 # PyTorch's wheels are chosen by machine, so it is pinned here and not in the lock. UV_TORCH_BACKEND=cpu picks the
 # small build on a machine that reaches PyTorch's own index; a folder of wheels named for pip serves uv as well.
 TORCH ?= torch==2.13.0
@@ -19,6 +20,8 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
 export DAGSTER_HOME ?= $(CURDIR)
 export PYTHONUNBUFFERED = 1
+# Containers like to set it; without compiled files every one of our processes spends another second on Dagster alone.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test check ui bench golden docs lock install install-dev clean
 
@@ -28,7 +31,7 @@ help: ## What there is
 demo: $(VENV)/.demo ## Set everything up, train and deploy a sample experiment, ask its endpoint for a prediction
 	@$(BIN)/python deploy/local/demo.py
 
-test: $(VENV)/.dev $(VENV)/.torch $(VENV)/.browser ## Set everything up and pass all tests
+test: $(VENV)/.dev $(VENV)/.torch $(VENV)/.browser $(VENV)/.azurite ## Set everything up and pass all tests
 	@$(MAKE) --no-print-directory check
 	# Most tests wait for processes of their own, so one worker more than cores.
 	$(BIN)/python -m pytest -n 3 --dist loadfile $(PYTEST_ARGS)
@@ -95,4 +98,12 @@ $(VENV)/.browser: $(VENV)/.dev
 	      || echo "make: no Chromium; the tests of pages skip" >&2
 	  else echo "make: no Chromium on the path; the tests of pages skip" >&2; fi
 	fi
+	touch $@
+
+# Microsoft's emulator of blobs comes from npm where there is one; its tests skip, with that reason, where not.
+$(VENV)/.azurite: $(VENV)/.dev
+	@if command -v npm >/dev/null; then
+	  npm install --silent --no-audit --no-fund --prefix $(VENV)/azurite $(AZURITE) >/dev/null 2>&1 \
+	    || echo "make: no Azurite; its tests skip" >&2
+	else echo "make: no npm on the path; the tests of Azurite skip" >&2; fi
 	touch $@

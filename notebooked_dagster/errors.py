@@ -30,7 +30,10 @@
     │   ├── TrackingError                  the tracking server cannot be reached or refused
     │   ├── CredentialsError               a cloud knows no credentials of ours, or they may not do this
     │   ├── QuotaError                     a cloud's quota or its machines are used up
-    │   └── CapabilityError                the provider cannot do what was asked
+    │   ├── DeviceError                    a device at the edge refused, or something is missing on it
+    │   │   └── DeviceUnreachableError     no answer from a device; what runs there goes on
+    │   ├── CapabilityError                the provider cannot do what was asked
+    │   └── PortError                      a MIDI port, a pin or a network peer of an edge device cannot be used
     └── InternalError                      exit 3: a fault of this project
 """
 
@@ -229,8 +232,20 @@ class QuotaError(ProviderError):
     """A cloud's quota is used up, or it has no machine of the kind left."""
 
 
+class DeviceError(ProviderError):
+    """A device at the edge refused what was asked, or lacks something it needs."""
+
+
+class DeviceUnreachableError(DeviceError):
+    """A device does not answer; what runs on it goes on."""
+
+
 class CapabilityError(ProviderError):
     """The provider cannot do what was asked of it."""
+
+
+class PortError(ProviderError):
+    """A MIDI port, a pin or a network peer of an edge device cannot be used."""
 
 
 class InternalError(NotebookedError):
