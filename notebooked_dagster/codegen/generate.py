@@ -83,7 +83,7 @@ def _told(analysis: Analysis, statements: Sequence[Statement]) -> list[Finding]:
     return [
         item
         for item in analysis.findings
-        if item.rule in ("NB002", "NB003", "NB301")
+        if item.rule in ("NB002", "NB003", "NB301", "NB302")
         or (item.rule == "NB101" and (item.cell, item.line) in places)
     ]
 

@@ -7,12 +7,12 @@ language, or one that trains nothing is described by findings; whoever needs scr
 from __future__ import annotations
 
 import ast
-import contextlib
-import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
+
+from notebooked_dagster.core.collector import no_collections
 
 from .cells import cell_classes
 from .classify import Verdict, classify
@@ -58,20 +58,8 @@ def analyse(notebook: Notebook, options: AnalysisOptions | None = None) -> Analy
         notebook: As read.
         options: Tag vocabulary, the model's name.
     """
-    with _no_collections():
+    with no_collections():
         return _analyse(notebook, options or AnalysisOptions())
-
-
-@contextlib.contextmanager
-def _no_collections() -> Iterator[None]:
-    """Keep the cycle collector from walking thousands of fresh AST nodes again and again: a third of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _analyse(notebook: Notebook, options: AnalysisOptions) -> Analysis:

@@ -8,6 +8,7 @@ from .calls import BUILTIN_NAMES
 from .classify import Classification
 from .flow import Flow
 from .model import CellCode, Finding, Notebook, Role, Severity, Slice, Stage
+from .requests import unprepared
 from .skew import skew
 
 
@@ -43,6 +44,7 @@ def observe(
             )  # fmt: skip
     findings.extend(_names(flow, outcome))
     findings.extend(skew(flow, outcome, slices))
+    findings.extend(unprepared(flow, outcome))
     findings.sort(key=lambda finding: (finding.cell if finding.cell is not None else -1, finding.line or 0))
     return findings
 

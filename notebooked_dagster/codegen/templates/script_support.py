@@ -17,6 +17,7 @@ import os
 import pickle
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 FORMAT = 1
@@ -859,7 +860,10 @@ def _log_model(mlflow, folder, description, model, example, predict):
     signature = None
     if example is not None and not isinstance(example, dict):
         try:
-            signature = mlflow.models.infer_signature(_small(example), plain_array(predict(example)))
+            with warnings.catch_warnings():
+                # MLflow's advice on integer columns is for whoever writes a signature by hand.
+                warnings.filterwarnings("ignore", message=".*integer column.*", category=UserWarning)
+                signature = mlflow.models.infer_signature(_small(example), plain_array(predict(example)))
         except Exception as error:
             print(f"warning: no MLflow signature: {error}", file=sys.stderr)
     module = importlib.import_module(f"mlflow.{flavour}")

@@ -159,6 +159,12 @@ TRAIN_INFERENCE_SKEW = Rule(
     "The endpoint fails, or answers from differently prepared data.",
     "Make it in preprocessing, or save it with the model.",
 )  # fmt: skip
+CHANGED_BEFORE_THE_MODEL = Rule(
+    "NB302", "changed-before-the-model", Severity.INFO,
+    "Cells change the table (`df[\"age\"] = …`, `get_dummies`) before the model's input is taken from it.",
+    "An endpoint takes rows as the model was fitted on: whoever asks has to make the same changes first.",
+    "Put them into a function or a `Pipeline` that the model's input goes through: it is done to requests, too.",
+)  # fmt: skip
 LOGIC_IN_NOTEBOOK = Rule(
     "NB401", "logic-in-notebook", Severity.WARNING,
     "A cell holds more logic than a cell should (20 lines, configurable).",
@@ -172,7 +178,7 @@ RULES: dict[str, Rule] = {
         OTHER_LANGUAGE, SYNTAX_ERROR, UNKNOWN_TAG, UNSUPPORTED_CELL, LEFT_OUT,
         USED_BEFORE_DEFINITION, UNDEFINED_NAME, OUT_OF_ORDER, EXECUTION_GAP, ORDER_DEPENDENT, FAILED_CELL, STAR_IMPORT,
         SECRET_IN_SOURCE, SECRET_IN_OUTPUT, ABSOLUTE_PATH, UNPINNED_INSTALL, OUTPUTS_COMMITTED, INTERACTIVE,
-        TRAIN_INFERENCE_SKEW,
+        TRAIN_INFERENCE_SKEW, CHANGED_BEFORE_THE_MODEL,
         LOGIC_IN_NOTEBOOK,
     )
 }  # fmt: skip
