@@ -7,9 +7,18 @@ from .experiment import (
     MetricGate,
     ParityConfig,
     PartitionsConfig,
+    PipesCheck,
+    PipesConfig,
     ScheduleConfig,
 )
-from .loading import check_unique, load_experiment, load_project, parse_experiment, project_or_default
+from .loading import (
+    check_unique,
+    load_experiment,
+    load_file,
+    load_project,
+    parse_experiment,
+    project_or_default,
+)
 from .project import (
     AutomationSection,
     AwsSection,
@@ -19,6 +28,7 @@ from .project import (
     MlflowSection,
     ProjectConfig,
 )
+from .storage import StorageSection
 
 __all__ = [
     "AutomationSection",
@@ -33,10 +43,14 @@ __all__ = [
     "MlflowSection",
     "ParityConfig",
     "PartitionsConfig",
+    "PipesCheck",
+    "PipesConfig",
     "ProjectConfig",
     "ScheduleConfig",
+    "StorageSection",
     "check_unique",
     "load_experiment",
+    "load_file",
     "load_project",
     "parse_experiment",
     "project_or_default",

@@ -70,6 +70,27 @@ class ScheduleConfig(Strict):
         return value
 
 
+_LOWER = re.compile(
+    r"loss|logloss|error|[a-z]*mse|mae|mape|smape|aic|bic|deviance|perplexity|brier|time|duration|latency|wer|cer|fid|hamming|divergence"
+)
+_HIGHER = re.compile(
+    r"acc|accuracy|auc|roc|f1|fbeta|precision|recall|r2|rsquared|score|jaccard|silhouette|kappa|mcc|corrcoef|map|ndcg|bleu|rouge|iou|dice"
+)
+
+
+def lower_is_better(metric: str) -> bool | None:
+    """Whether less of a metric is better, by the words of its name; None where they do not tell.
+
+    scikit-learn's ``neg_mean_squared_error`` and its like are turned round already: more is better.
+    """
+    words = [word for word in re.split(r"[^a-z0-9]+", metric.lower()) if word]
+    if words[:1] == ["neg"]:
+        return False
+    if any(_LOWER.fullmatch(word) for word in words):
+        return True
+    return False if any(_HIGHER.fullmatch(word) for word in words) else None
+
+
 class MetricGate(Strict):
     """What a model has to reach before it is deployed.
 
@@ -104,7 +125,7 @@ class MetricGate(Strict):
             return self.direction == "higher"
         if (self.min is None) != (self.max is None):
             return self.min is not None
-        return re.search(r"loss|error|mse|mae|rmse|mape|aic|bic|deviance", self.metric.lower()) is None
+        return lower_is_better(self.metric) is not True
 
 
 class EndpointConfig(Strict):
@@ -144,6 +165,56 @@ class ParityConfig(Strict):
     seed: int = Field(default=42, ge=0, lt=2**32)
     with_job: bool = False
     timeout: float = Field(default=3600, gt=0)
+
+
+class PipesCheck(Strict):
+    """A check of the model that the notebook reports itself.
+
+    Attributes:
+        name: As in ``report_asset_check``.
+        description: Shown in the UI.
+        blocking: Whether a model that failed it is not deployed in the same run.
+    """
+
+    name: Text
+    description: str | None = None
+    blocking: bool = False
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9_]+", value):
+            raise ValueError(f"{value!r} cannot be a check's name: letters, digits and _ can be in one")
+        if value in ("metric_gate", "parity"):
+            raise ValueError(f"{value!r} is a check of ours; call it something else")
+        return value
+
+
+class PipesConfig(Strict):
+    """What a training job reports itself, by Dagster Pipes.
+
+    Attributes:
+        enabled: Whether it does.
+        checks: What checks it reports: names, or settings of each.
+    """
+
+    enabled: bool = True
+    checks: tuple[PipesCheck, ...] = ()
+
+    @field_validator("checks", mode="before", json_schema_input_type=list[PipesCheck | str])
+    @classmethod
+    def _checks(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            return value
+        return tuple({"name": item} if isinstance(item, str) else item for item in value)
+
+    @model_validator(mode="after")
+    def _once(self) -> PipesConfig:
+        names = [check.name for check in self.checks]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"the check {name!r} is named twice")
+        return self
 
 
 class PartitionsConfig(Strict):
@@ -188,8 +259,8 @@ class ExperimentConfig(Strict):
     Attributes:
         name: Letters, digits, ``_`` and ``-``; the folder's name in defs.yaml where left out.
         notebook: Path of the notebook, relative to the project's folder.
-        provider: Where it trains and serves: ``local``, ``sagemaker``, ``azure``, ``gcp`` (or ``vertex``), or what
-            an installed package adds.
+        provider: Where it trains and serves: ``local``, ``sagemaker``, ``azure``, ``gcp`` (or ``vertex``),
+            ``kubernetes``, ``databricks``, or what an installed package adds.
         description: The first Markdown cell of the notebook where left out.
         hyperparameters: Values that replace the notebook's own; defaults of the job's run config.
         data_path: File, folder or URI with the data; ``{partition}`` is replaced.
@@ -220,6 +291,8 @@ class ExperimentConfig(Strict):
         executor: ``in_process`` (starts in seconds) or ``multiprocess``.
         wait: Whether a run waits until training has ended. With ``false`` it ends when the job is submitted, and the sensor
             ``training_jobs`` makes the model when the job has ended: no process waits for a cloud.
+        pipes: Whether the training job reports log lines, metrics as they come, and checks of its own by Dagster Pipes:
+            ``true``, or ``{checks: [<name>, …]}``.
         retries: How often a failed training is tried again.
         automation: Whether sensors and automation conditions ask for it.
     """
@@ -255,6 +328,7 @@ class ExperimentConfig(Strict):
     lint: LintSettings = LintSettings()
     executor: Literal["in_process", "multiprocess"] = "in_process"
     wait: bool = True
+    pipes: PipesConfig = PipesConfig(enabled=False)
     retries: int = Field(default=0, ge=0, le=20)
     automation: bool = True
 
@@ -316,6 +390,11 @@ class ExperimentConfig(Strict):
     def _lint(cls, value: Any) -> Any:
         return _switch(value)
 
+    @field_validator("pipes", mode="before", json_schema_input_type=PipesConfig | bool | None)
+    @classmethod
+    def _pipes(cls, value: Any) -> Any:
+        return {"enabled": False} if value is None else _switch(value)
+
     @field_validator("partitions", mode="before", json_schema_input_type=PartitionsConfig | list[Text] | None)
     @classmethod
     def _partitions(cls, value: Any) -> Any:
@@ -362,6 +441,17 @@ class ExperimentConfig(Strict):
     def endpoint_name(self) -> str:
         """What the endpoint is called."""
         return self.endpoint.name or self.name
+
+    @property
+    def endpoint_names(self) -> tuple[str, ...]:
+        """All its endpoints: one a data set where it is partitioned by data sets, else one."""
+        datasets = self.partitions.datasets if self.partitions is not None else ()
+        return tuple(f"{self.endpoint_name}-{name}" for name in datasets) or (self.endpoint_name,)
+
+    def partition_of(self, endpoint: str) -> str | None:
+        """The data set that one of its endpoints is of; None where there is one endpoint for all."""
+        datasets = self.partitions.datasets if self.partitions is not None else ()
+        return next((name for name in datasets if endpoint == f"{self.endpoint_name}-{name}"), None)
 
     @property
     def model_registry_name(self) -> str | None:

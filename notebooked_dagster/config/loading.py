@@ -15,20 +15,44 @@ from pydantic import BaseModel, ValidationError
 
 from notebooked_dagster.errors import ConfigError
 
+from .azure import AzureOptions
+from .databricks import DatabricksOptions
 from .document import Document, KeyPath, key_text, read_documents
 from .experiment import ExperimentConfig
+from .kubernetes import KubernetesOptions
+from .local import LocalOptions
 from .project import ProjectConfig
 from .sagemaker import SageMakerOptions
 from .values import apply_override, interpolate, is_secret, literal_secrets, overrides
+from .vertex import VertexOptions
 
 COMPONENT_TYPES = (
     "notebooked_dagster.NotebookExperiment",
     "notebooked_dagster.components.NotebookExperiment",
 )
 # Options of other providers are theirs to check.
-PROVIDER_OPTIONS: Mapping[str, type[BaseModel]] = {"sagemaker": SageMakerOptions}
-_CLOUDS = ("aws", "azure", "gcp")
-_SECTIONS = ("mlflow", "local", "aws", "azure", "gcp", "automation", "defaults")
+PROVIDER_OPTIONS: Mapping[str, type[BaseModel]] = {
+    "local": LocalOptions,
+    "sagemaker": SageMakerOptions,
+    "azure": AzureOptions,
+    "vertex": VertexOptions,
+    "gcp": VertexOptions,
+    "kubernetes": KubernetesOptions,
+    "databricks": DatabricksOptions,
+}
+_CLOUDS = ("aws", "azure", "gcp", "kubernetes", "databricks")
+_SECTIONS = (
+    "mlflow",
+    "local",
+    "aws",
+    "azure",
+    "gcp",
+    "kubernetes",
+    "databricks",
+    "storage",
+    "automation",
+    "defaults",
+)
 _EXPECTED = {
     "int_type": "a whole number",
     "int_parsing": "a whole number",
@@ -82,6 +106,19 @@ def load_project(path: Path, environment: Mapping[str, str] | None = None) -> Pr
         {c.name: (path, document.line(("experiments", i))) for i, c in enumerate(project.experiments)},
     )
     return project
+
+
+def load_file(path: Path, model: type[_Model], environment: Mapping[str, str] | None = None) -> _Model:
+    """Read a YAML file of another kind, with the same care: references to the environment, no secrets, faults by line.
+
+    Raises:
+        ConfigError: Something in the file, or in a variable, is wrong.
+    """
+    document = read_documents(path)[0]
+    data = _mapping(document, document.data, ())
+    _refuse_secrets(document, data)
+    data = _interpolated(document, data, os.environ if environment is None else environment)
+    return _validated(model, data, document, ())
 
 
 def project_or_default(root: Path, environment: Mapping[str, str] | None = None) -> ProjectConfig:

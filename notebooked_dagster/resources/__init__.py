@@ -1,6 +1,6 @@
 """Dagster resources: providers and tracking."""
 
-from .provider import ProviderResource, TrackingResource
+from .provider import PROVIDER, TRACKING, ProviderResource, TrackingResource
 from .workplace import Workplace
 
-__all__ = ["ProviderResource", "TrackingResource", "Workplace"]
+__all__ = ["PROVIDER", "TRACKING", "ProviderResource", "TrackingResource", "Workplace"]

@@ -146,7 +146,9 @@ def versions(state: CodeState, config: ExperimentConfig) -> Versions:
 
 
 def _settled(config: ExperimentConfig) -> list[object]:
-    return [sorted(config.hyperparameters.items()), config.model]
+    settled: list[object] = [sorted(config.hyperparameters.items()), config.model]
+    # Only where it is set: what was made before there was this key stays fresh.
+    return [*settled, "allow_unsupported"] if config.allow_unsupported else settled
 
 
 def _digest(value: object, length: int) -> str:

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from notebooked_dagster.tracking import Tracking
 
 
+# The keys of the resources in a code location.
+PROVIDER = "notebooked_provider"
+TRACKING = "notebooked_tracking"
+
+
 class ProviderResource(dg.ConfigurableResource[Any]):
     """Gives the provider of an experiment, with the settings of its section in ``config.yaml``.
 
@@ -26,7 +31,7 @@ class ProviderResource(dg.ConfigurableResource[Any]):
     only: str | None = None
 
     def get(self, name: str) -> BaseProvider:
-        """The provider of a name. Raises ConfigError, CapabilityError or MissingPackageError."""
+        """The provider of a name. Raises ConfigError or MissingPackageError."""
         return Workplace.here().provider(self.only or name)
 
 

@@ -16,7 +16,15 @@ from notebooked_dagster.core.settings import Settings
 if TYPE_CHECKING:
     from notebooked_dagster.providers.base import BaseProvider
 
-_SECTION = {"local": "local", "sagemaker": "aws", "azure": "azure", "gcp": "gcp", "vertex": "gcp"}
+_SECTION = {
+    "local": "local",
+    "sagemaker": "aws",
+    "azure": "azure",
+    "gcp": "gcp",
+    "vertex": "gcp",
+    "kubernetes": "kubernetes",
+    "databricks": "databricks",
+}
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,11 @@ class Workplace:
     def root(self) -> Path:
         """The project's folder."""
         return self.settings.root
+
+    @property
+    def project_id(self) -> str:
+        """What tells this project's endpoints from others' at the same provider: config.yaml's `name`, or the folder's."""
+        return self.project.name or self.root.name
 
     @property
     def state(self) -> Path:
