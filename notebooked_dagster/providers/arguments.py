@@ -5,18 +5,50 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from notebooked_dagster.errors import ConfigError, DataError
 from notebooked_dagster.providers.base import Experiment
 
+Options = TypeVar("Options", bound=BaseModel)
 _EXPERIMENT = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
 _HYPERPARAMETER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _RESERVED = frozenset({"data_path", "model_dir", "output_dir", "help"})
 # Linux takes no single argument longer than this.
 _LONGEST_ARGUMENT = 128 * 1024 - 1
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
+
+def checked_options(
+    model: type[Options], given: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]] | None = None
+) -> Options:
+    """An experiment's options on top of what the provider's section says.
+
+    Args:
+        model: What they have to be.
+        given: The experiment's.
+        sections: The provider's, by the name that the options have for them.
+
+    Raises:
+        ConfigError: There is no such option, or its value cannot be.
+    """
+    merged: dict[str, Any] = {name: dict(values) for name, values in (sections or {}).items()}
+    for name, values in given.items():
+        below = merged.get(name, {})
+        both = isinstance(values, Mapping) and isinstance(below, Mapping)
+        merged[name] = {**below, **values} if both else values
+    try:
+        return model.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, ("options", *first["loc"])))
+        raise ConfigError(
+            f"{first['msg']}.", key=place, hint="docs/reference/defs.md has every key."
+        ) from None
 
 
 def check_experiment_name(name: str) -> None:

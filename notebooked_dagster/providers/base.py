@@ -25,6 +25,7 @@ class Capability(StrEnum):
     TRAIN_NO_WAIT = "train_no_wait"
     CANCEL = "cancel"
     LOGS = "logs"
+    ENDPOINT_LOGS = "endpoint_logs"
     OWN_ENVIRONMENT = "own_environment"
     DEPLOY = "deploy"
     ROLLBACK = "rollback"
@@ -33,6 +34,7 @@ class Capability(StrEnum):
     GPU = "gpu"
     MULTIPLE_INSTANCES = "multiple_instances"
     PLAN = "plan"
+    PIPES = "pipes"
 
 
 class JobStatus(StrEnum):
@@ -76,6 +78,8 @@ class Experiment:
         instance_count: How many of them.
         options: Further settings of the provider, for this experiment alone; the provider checks them.
         environment: Extra environment variables of the job.
+        tracking_credentials: Variables with the tracking server's credentials; only for a training on this machine, never for
+            a job elsewhere or a server.
         own_environment: Train in a fresh virtual environment made from the requirements.
         timeout: Seconds; None for no limit.
         tags: Lineage: commit, stage hashes, data hash, Dagster run id. Written to MLflow.
@@ -84,6 +88,7 @@ class Experiment:
         idempotency_token: Two ``train`` calls with the same token are one job.
         autolog: Ask ``train.py`` to use MLflow's autologging on top of what it logs itself; ``auto`` where that adds a curve.
         memory_limit: Bytes that training may use; None for the provider's own limit.
+        pipes: The context that Dagster Pipes has in the job, where the job is to report; None where it is not.
     """
 
     name: str
@@ -95,6 +100,7 @@ class Experiment:
     instance_count: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
+    tracking_credentials: Mapping[str, str] = field(default_factory=dict)
     own_environment: bool = False
     timeout: float | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -103,6 +109,7 @@ class Experiment:
     idempotency_token: str | None = None
     autolog: bool | Literal["auto"] = False
     memory_limit: int | None = None
+    pipes: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +238,12 @@ class BaseProvider(ABC):
 
     @abstractmethod
     def train(
-        self, experiment: Experiment, wait: bool = True, *, on_log: LogSink | None = None
+        self,
+        experiment: Experiment,
+        wait: bool = True,
+        *,
+        on_log: LogSink | None = None,
+        on_message: LogSink | None = None,
     ) -> TrainingJob:
         """Train; with ``wait`` return when it has ended.
 
@@ -239,6 +251,8 @@ class BaseProvider(ABC):
             experiment: What to train.
             wait: Whether to block until the job has finished.
             on_log: Called with each line the job prints, while waiting.
+            on_message: Called with each message of Dagster Pipes that the job sends, while waiting; given only to
+                providers that declare ``PIPES``.
 
         Returns:
             The job. A job that did not succeed is raised as an error, not returned, when waiting.
@@ -333,6 +347,18 @@ class BaseProvider(ABC):
             return None
         return document.get("input_example") if isinstance(document, dict) else None
 
+    def messages(self, job_id: str, cursor: Any = None) -> tuple[list[str], Any]:
+        """The messages of Dagster Pipes that a job has sent, each a line of JSON.
+
+        Args:
+            job_id: Which job; it may have ended long ago.
+            cursor: What an earlier call gave, for what came since; None for all.
+
+        Returns:
+            The messages, and the cursor after them.
+        """
+        raise self._cannot(Capability.PIPES)
+
     def job_of(self, experiment: str, token: str) -> TrainingJob | None:
         """The job that was submitted with an idempotency token; None where there is none, or the provider cannot tell."""
         return None
@@ -346,9 +372,18 @@ class BaseProvider(ABC):
         """
         raise self._cannot(Capability.PLAN)
 
-    def ensure(self, endpoint_name: str) -> Endpoint:
-        """Bring an endpoint back to what it is meant to be, where the provider does not do so by itself."""
+    def ensure(self, endpoint_name: str, *, patience: float | None = None) -> Endpoint:
+        """Bring an endpoint back to what it is meant to be, where the provider does not do so by itself.
+
+        Args:
+            endpoint_name: Which.
+            patience: Seconds after which to come back and leave it starting; as long as it takes where None.
+        """
         return self.endpoint(endpoint_name)
+
+    def endpoint_logs(self, endpoint_name: str, version: str | None = None) -> Iterator[str]:
+        """What a version of an endpoint printed, line by line; the champion where None."""
+        raise self._cannot(Capability.ENDPOINT_LOGS)
 
     def traffic(self, endpoint_name: str, weights: Mapping[str, int]) -> Endpoint:
         """Set each deployment's share of the traffic; the shares add up to 100."""

@@ -26,14 +26,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import filelock
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from notebooked_dagster.core.files import write_atomic
-from notebooked_dagster.errors import JobNotFoundError, NotebookedError, StateError
-from notebooked_dagster.providers.arguments import check_experiment_name, copy_scripts
-from notebooked_dagster.providers.base import JobStatus, TrainingJob
+from notebooked_dagster.errors import ConfigError, JobNotFoundError, NotebookedError, StateError
+from notebooked_dagster.providers.arguments import (
+    check_experiment_name,
+    copy_scripts,
+    data_location,
+    hyperparameter_arguments,
+)
+from notebooked_dagster.providers.base import Experiment, JobStatus, TrainingJob
 from notebooked_dagster.providers.failures import Failure
 from notebooked_dagster.serving.state import ProcessIdentity
+from notebooked_dagster.tracking.access import shown
 
 FORMAT = 1
 _JOB_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,160}")
@@ -60,6 +66,11 @@ class TrackingState(BaseModel):
     complete: bool = False
     warnings: list[str] = Field(default_factory=list)
 
+    @field_validator("uri")
+    @classmethod
+    def _without_credentials(cls, uri: str | None) -> str | None:
+        return shown(uri) if uri is not None else None
+
 
 class JobSpec(BaseModel):
     """``spec.json``: what was asked for. Environment variables by name only: their values may be secrets."""
@@ -83,6 +94,43 @@ class JobSpec(BaseModel):
     registered_model: str | None = None
     tracking_required: bool = False
     autolog: bool | Literal["auto"] = False
+    #: Whether it reports by Dagster Pipes.
+    pipes: bool = False
+
+
+def spec_of(experiment: Experiment, **own: Any) -> JobSpec:
+    """What an experiment asks of any provider, with the fields that are a provider's own.
+
+    Raises:
+        ConfigError: A name, a hyperparameter or a limit cannot be, or there is no ``train.py``.
+        DataError: The data is not there.
+    """
+    check_experiment_name(experiment.name)
+    if not (experiment.scripts / "train.py").is_file():
+        raise ConfigError(
+            f"There is no train.py for experiment {experiment.name!r}.",
+            path=experiment.scripts,
+            hint="Generate the scripts first: `notebooked convert`.",
+        )
+    for name in ("timeout", "memory_limit"):
+        value = getattr(experiment, name)
+        if value is not None and value <= 0:
+            raise ConfigError(f"{name} has to be more than 0, not {value}.", key=name)
+    hyperparameter_arguments(experiment)
+    return JobSpec(
+        experiment=experiment.name,
+        scripts=experiment.scripts.resolve(),
+        hyperparameters=dict(experiment.hyperparameters),
+        data_path=data_location(experiment),
+        notebook=experiment.notebook.expanduser().resolve() if experiment.notebook is not None else None,
+        environment_names=sorted(experiment.environment),
+        timeout=experiment.timeout,
+        tags=dict(experiment.tags),
+        registered_model=experiment.registered_model,
+        autolog=experiment.autolog,
+        pipes=experiment.pipes is not None,
+        **own,
+    )
 
 
 class Handover(BaseModel):
@@ -120,6 +168,8 @@ class JobRecord(BaseModel):
     exit_code: int | None = None
     failure: Failure | None = None
     tracking: TrackingState = Field(default_factory=TrackingState)
+    #: Whether somebody waits for it; a job that nobody waited for is kept until it has surely been looked at.
+    waited: bool = True
     facts: dict[str, str | float] = Field(default_factory=dict)
     starter: ProcessIdentity | None = None
     runner: ProcessIdentity | None = None

@@ -16,7 +16,6 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from notebooked_dagster.errors import (
-    CapabilityError,
     ConfigError,
     MissingPackageError,
     NotebookedError,
@@ -29,10 +28,12 @@ GROUP = "notebooked_dagster.providers"
 _BUILT_IN: Mapping[str, str] = {
     "local": "notebooked_dagster.providers.local:LocalProvider",
     "sagemaker": "notebooked_dagster.providers.sagemaker:SageMakerProvider",
+    "vertex": "notebooked_dagster.providers.vertex:VertexProvider",
+    "azure": "notebooked_dagster.providers.azure:AzureProvider",
+    "kubernetes": "notebooked_dagster.providers.kubernetes:KubernetesProvider",
+    "databricks": "notebooked_dagster.providers.databricks:DatabricksProvider",
 }
-_ALIASES: Mapping[str, str] = {"vertex": "gcp"}
-# Names that are kept for providers of ours, and the extra each one needs.
-_EXTRAS: Mapping[str, str] = {"sagemaker": "aws", "azure": "azure", "gcp": "gcp"}
+_ALIASES: Mapping[str, str] = {"gcp": "vertex"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +57,25 @@ class ProviderInfo:
     hint: str = ""
 
 
+def canonical(name: str) -> str:
+    """The one name of a provider that goes by two."""
+    return _ALIASES.get(name, name)
+
+
+def same_provider(name: str | None, other: str) -> bool:
+    """Whether two names are one provider's; None is whichever."""
+    return name is None or canonical(name) == canonical(other)
+
+
 def get_provider(name: str, **settings: Any) -> BaseProvider:
     """The provider of a name, made with its settings.
 
     Args:
-        name: ``local``, ``sagemaker``, ``azure``, ``gcp`` (or ``vertex``), or what an entry point is called.
+        name: ``local``, ``sagemaker``, ``vertex`` (or ``gcp``), ``azure``, ``kubernetes``, ``databricks``, or what an entry point is called.
         settings: Keyword arguments of the provider's class.
 
     Raises:
         ConfigError: There is no such provider, or it takes no such setting.
-        CapabilityError: It is one of ours that this release does not bring.
         MissingPackageError: It needs packages that are not installed.
         ProviderError: A third party's provider cannot be loaded.
     """
@@ -84,19 +94,13 @@ def load_provider(name: str) -> type[BaseProvider]:
     entries = _third_party()
     if name in entries:
         return _loaded(entries[name])
-    if name in _EXTRAS:
-        raise CapabilityError(
-            f"This release of notebooked-dagster has no provider {name!r} yet.",
-            hint=f"Use `provider: local`, or a package that brings it (entry point group {GROUP!r}).",
-            key="provider",
-        )
     known = ", ".join(sorted({*_BUILT_IN, *entries}))
     raise ConfigError(f"There is no provider {name!r}.", key="provider", hint=f"There is: {known}.")
 
 
 def available() -> dict[str, ProviderInfo]:
     """Every provider that is known of, by name. One that cannot be loaded is reported and does not hurt the others."""
-    return {name: _info(name) for name in sorted({*_BUILT_IN, *_EXTRAS, *_third_party()})}
+    return {name: _info(name) for name in sorted({*_BUILT_IN, *_third_party()})}
 
 
 def _info(name: str) -> ProviderInfo:
@@ -125,7 +129,7 @@ def _loaded(entry: EntryPoint) -> type[BaseProvider]:
     except ModuleNotFoundError as error:
         raise MissingPackageError(
             f"Provider {entry.name!r} of {package} needs the package {error.name!r}, which is not installed.",
-            hint=f"`pip install '{_install_name(entry, package)}'`, or see what {package} says of its extras.",
+            hint=f"`pip install '{package}'`, or see what {package} says of its extras.",
         ) from error
     except Exception as error:
         raise ProviderError(
@@ -138,10 +142,6 @@ def _loaded(entry: EntryPoint) -> type[BaseProvider]:
             hint="It has to be a subclass of notebooked_dagster.providers.base.BaseProvider with every method.",
         )
     return kind
-
-
-def _install_name(entry: EntryPoint, package: str) -> str:
-    return f"notebooked-dagster[{_EXTRAS[entry.name]}]" if entry.name in _EXTRAS else package
 
 
 def _check_settings(name: str, kind: type[BaseProvider], settings: Mapping[str, Any]) -> None:

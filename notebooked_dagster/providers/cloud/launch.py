@@ -3,10 +3,12 @@
 ``notebooked_job.json`` beside it says how. Its last line tells the exit code, which the clouds' own messages lose.
 """
 
+import base64
 import json
 import os
 import subprocess
 import sys
+import zlib
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 END = "[notebooked] train.py ended with exit code"
@@ -23,6 +25,21 @@ def data_argument(channel: "str | None", name: str) -> "list[str]":
     return [f"--data-path={path}"]
 
 
+def pipes_variables(place: "dict[str, str]") -> "dict[str, str]":
+    """Dagster Pipes' own variables: where the context lies, and where messages go."""
+    if not place:
+        # The container says which folder is kept.
+        place = {"folder": os.environ["NOTEBOOKED_PIPES_FOLDER"]}
+    values = {
+        "DAGSTER_PIPES_CONTEXT": {"path": os.path.join(HERE, "notebooked_context.json")},
+        "DAGSTER_PIPES_MESSAGES": place,
+    }
+    return {
+        name: base64.b64encode(zlib.compress(json.dumps(value).encode())).decode()
+        for name, value in values.items()
+    }
+
+
 def main() -> None:
     """Run it; end with its exit code."""
     with open(os.path.join(HERE, "notebooked_job.json"), encoding="utf-8") as stream:
@@ -36,14 +53,17 @@ def main() -> None:
     for name in [name for name in environment if name == "SM_HPS" or name.startswith("SM_HP_")]:
         del environment[name]
     hosts = json.loads(os.environ.get("SM_HOSTS") or "[]")
-    if len(hosts) > 1 and os.environ.get("SM_CURRENT_HOST") != hosts[0]:
+    first = len(hosts) < 2 or os.environ.get("SM_CURRENT_HOST") == hosts[0]
+    script = [os.path.join(HERE, "train.py")]
+    if first and job.get("pipes") is not None:
+        environment.update(pipes_variables(job["pipes"]))
+        script.insert(0, os.path.join(HERE, "notebooked_pipes.py"))
+    if not first:
         # Every instance trains; the first one's model and metrics are the job's.
         arguments = [text for text in arguments if not text.startswith(("--model-dir=", "--output-dir="))]
         arguments += ["--model-dir=/tmp/notebooked/model", "--output-dir=/tmp/notebooked/output"]
     sys.stdout.flush()
-    code = subprocess.call(
-        [sys.executable, "-u", os.path.join(HERE, "train.py"), *arguments], env=environment
-    )
+    code = subprocess.call([sys.executable, "-u", *script, *arguments], env=environment)
     print(f"{END} {code}.", flush=True)
     sys.exit(code if 0 <= code < 256 else 1)
 

@@ -78,6 +78,15 @@ def unpack(archive: Path, target: Path) -> None:
     half.rename(target)
 
 
+def requirements(stage: str, *folders: Path) -> bytes:
+    """What a stage (``train``, ``inference``) needs installed, by the first of the folders that says so; empty if none."""
+    for folder in folders:
+        for name in (f"requirements-{stage}.txt", "requirements.txt"):
+            if (folder / name).is_file():
+                return (folder / name).read_bytes()
+    return b""
+
+
 def digest(path: Path) -> str:
     """The SHA-256 of a file."""
     with path.open("rb") as stream:

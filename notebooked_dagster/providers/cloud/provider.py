@@ -17,36 +17,35 @@ import shutil
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import filelock
 
+from notebooked_dagster.core import tracing
 from notebooked_dagster.core.redaction import REDACTOR
+from notebooked_dagster.core.retrying import Outage, budget_of
 from notebooked_dagster.core.settings import Settings
 from notebooked_dagster.errors import (
-    ConfigError,
     DataError,
     JobNotFoundError,
     NotebookedError,
     ProviderError,
 )
-from notebooked_dagster.providers import jobs
-from notebooked_dagster.providers.arguments import (
-    check_experiment_name,
-    data_location,
-    hyperparameter_arguments,
-)
-from notebooked_dagster.providers.base import BaseProvider, Experiment, JobStatus, LogSink, TrainingJob
+from notebooked_dagster.providers import jobs, pipes, spans
+from notebooked_dagster.providers.arguments import data_location, hyperparameter_arguments
+from notebooked_dagster.providers.base import Capability, Experiment, JobStatus, LogSink, TrainingJob
 from notebooked_dagster.providers.failures import Failure, Outcome, explain, read_metrics
-from notebooked_dagster.providers.jobs import JobRecord, JobSpec, JobStore, TrackingState
+from notebooked_dagster.providers.jobs import JobRecord, JobSpec, JobStore, TrackingState, spec_of
+from notebooked_dagster.providers.logs import emit
 from notebooked_dagster.providers.run_tracking import RunTracking
 
 from . import launch
-from .package import JOB, LAUNCHER, write_archive
+from .endpoints import CloudEndpoints
+from .package import JOB, LAUNCHER, requirements, write_archive
 
 log = logging.getLogger("notebooked.providers.cloud")
 _END = re.compile(re.escape(launch.END) + r" (-?\d+)\.")
@@ -86,7 +85,7 @@ class Remote:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-class CloudProvider(BaseProvider):
+class CloudProvider(CloudEndpoints):
     """Submit, follow, finish. A cloud's provider says how each of these steps is done there.
 
     Args:
@@ -98,6 +97,9 @@ class CloudProvider(BaseProvider):
         log_grace: Seconds that the last lines of a job's log may take to arrive.
         cancel_on_interrupt: Whether a job is stopped when the process that waits for it is interrupted.
     """
+
+    #: What a job needs installed to send messages of Dagster Pipes, beside ``dagster-pipes``.
+    pipes_requirements: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -162,17 +164,38 @@ class CloudProvider(BaseProvider):
     def _has_model(self, job_id: str, remote: Remote) -> bool:
         """Whether the script saved anything, without fetching it. Raises DataError where it is damaged."""
 
+    def _pipes_place(self, job_id: str) -> dict[str, str]:
+        """Where a job writes its messages of Dagster Pipes; empty for the folder that its container names."""
+        return {}
+
+    def _messages(self, job_id: str, number: int) -> bytes | None:
+        """A file of a job's messages, the first being 1; None where it is not there yet."""
+        raise self._cannot(Capability.PIPES)
+
     # Training
 
     def train(
-        self, experiment: Experiment, wait: bool = True, *, on_log: LogSink | None = None
+        self,
+        experiment: Experiment,
+        wait: bool = True,
+        *,
+        on_log: LogSink | None = None,
+        on_message: LogSink | None = None,
     ) -> TrainingJob:
         """Train in the cloud; see the base class."""
+        with spans.training(self.name, experiment.name) as span:
+            job = self._train(experiment, wait, on_log, on_message)
+            span.set("notebooked.job.id", job.id)
+            return job
+
+    def _train(
+        self, experiment: Experiment, wait: bool, on_log: LogSink | None, on_message: LogSink | None
+    ) -> TrainingJob:
         record = self._begin(experiment)
         if not wait:
             return record.view(self._store.folder(record.id))
         try:
-            record = self._wait(record.id, on_log)
+            record = self._wait(record.id, on_log, on_message)
         except ProviderError:
             # Not reaching the cloud is no reason to stop what runs there; the next call with the token finds it.
             raise
@@ -186,24 +209,37 @@ class CloudProvider(BaseProvider):
             raise record.error(folder)
         return record.view(folder)
 
-    def package(self, experiment: Experiment, target: Path) -> str:
+    def package(self, experiment: Experiment, target: Path, job_id: str = "") -> str:
         """Write what would be sent for a training; returns its SHA-256. Nothing leaves this machine."""
         data = data_location(experiment)
-        job = {
+        # The script's own requirements, under the name that the clouds' containers install.
+        wanted = self.requirements(experiment)
+        more: dict[str, bytes] = {}
+        job: dict[str, Any] = {
             "arguments": hyperparameter_arguments(experiment),
             "data": data_file(data),
             "experiment": experiment.name,
         }
+        if experiment.pipes is not None:
+            more = pipes.files(experiment.pipes)
+            job["pipes"] = self._pipes_place(job_id)
         return write_archive(
             target,
             {"": experiment.scripts},
             {
                 LAUNCHER: Path(launch.__file__).read_bytes(),
                 JOB: json.dumps(job, indent=1).encode(),
-                # The script's own requirements, under the name that the clouds' containers install.
-                "requirements.txt": training_requirements(experiment.scripts),
+                "requirements.txt": wanted,
+                **more,
             },
         )
+
+    def requirements(self, wanted: Experiment | JobSpec) -> bytes:
+        """What a training needs installed."""
+        text = requirements("train", wanted.scripts)
+        if wanted.pipes in (None, False):
+            return text
+        return pipes.with_requirements(text, self.pipes_requirements)
 
     def _begin(self, experiment: Experiment) -> JobRecord:
         REDACTOR.add_environment(experiment.environment)
@@ -238,7 +274,7 @@ class CloudProvider(BaseProvider):
     def _launch(self, record: JobRecord, spec: JobSpec, experiment: Experiment, folder: Path) -> None:
         uri = experiment.tracking_uri
         begun = record.tracking.run_id
-        record.tracking = TrackingState(uri=without_password(uri), experiment=experiment.name)
+        record.tracking = TrackingState(uri=uri, experiment=experiment.name)
         tracking = RunTracking(record, spec, folder, uri, say=log.warning)
         joined: dict[str, str] = {}
         if begun is not None:
@@ -248,6 +284,7 @@ class CloudProvider(BaseProvider):
         joined = joined or tracking.start()
         jobs.write(folder, record)
         environment = {
+            **tracing.environment(),
             **experiment.environment,
             "NOTEBOOKED_EXPERIMENT": experiment.name,
             **({"NOTEBOOKED_MLFLOW_RUN": record.tracking.run_id} if record.tracking.run_id else {}),
@@ -257,7 +294,7 @@ class CloudProvider(BaseProvider):
             if experiment.autolog:
                 environment["NOTEBOOKED_MLFLOW_AUTOLOG"] = "auto" if experiment.autolog == "auto" else "1"
         package = folder / "package.tar.gz"
-        self.package(experiment, package)
+        self.package(experiment, package, record.id)
         self._submit(record.id, spec, package, environment)
         package.unlink(missing_ok=True)
 
@@ -271,61 +308,50 @@ class CloudProvider(BaseProvider):
         self._store.remove(record)
 
     def _spec(self, experiment: Experiment) -> JobSpec:
-        check_experiment_name(experiment.name)
-        if not (experiment.scripts / "train.py").is_file():
-            raise ConfigError(
-                f"There is no train.py for experiment {experiment.name!r}.",
-                path=experiment.scripts,
-                hint="Generate the scripts first: `notebooked convert`.",
-            )
-        if experiment.timeout is not None and experiment.timeout <= 0:
-            raise ConfigError(f"timeout has to be more than 0, not {experiment.timeout}.", key="timeout")
-        hyperparameter_arguments(experiment)
-        data = data_location(experiment)
-        self._check(experiment)
-        return JobSpec(
-            experiment=experiment.name,
-            scripts=experiment.scripts.resolve(),
-            hyperparameters=dict(experiment.hyperparameters),
+        spec = spec_of(
+            experiment,
             options=dict(experiment.options),
             instance_type=experiment.instance_type,
             instance_count=experiment.instance_count,
-            data_path=data,
-            notebook=experiment.notebook.expanduser().resolve() if experiment.notebook is not None else None,
-            environment_names=sorted(experiment.environment),
-            timeout=experiment.timeout,
-            tags=dict(experiment.tags),
-            registered_model=experiment.registered_model,
             tracking_required=self._tracking_required,
-            autolog=experiment.autolog,
         )
+        self._check(experiment)
+        return spec
 
-    def _wait(self, job_id: str, on_log: LogSink | None) -> JobRecord:
+    def messages(self, job_id: str, cursor: Any = None) -> tuple[list[str], Any]:
+        """The messages of Dagster Pipes that a job has sent since the cursor."""
+        return pipes.read_chunks(lambda number: self._messages(job_id, number), cursor)
+
+    def _wait(self, job_id: str, on_log: LogSink | None, on_message: LogSink | None) -> JobRecord:
         cursor: Any = None
+        told: Any = None
         shown = 0
-        lost: float | None = None
+        outage = Outage(budget_of(self.name), base=self._poll, patience=self._patience)
         while True:
             try:
                 lines, cursor = self._masked(job_id, cursor)
-                on_log, shown = _emit(lines, on_log), shown + len(lines)
+                on_log, shown = emit(lines, on_log), shown + len(lines)
                 record = self._refresh(job_id)
-                lost = None
+                outage.over()
+                if on_message is not None:
+                    # Looked at after the job's state: what a job that has ended has sent is all there.
+                    messages, told = self.messages(job_id, told)
+                    on_message = emit(messages, on_message)
                 if record.status.finished:
                     # What arrived after the last look; the whole log is on disk by now.
                     whole = (self._store.folder(job_id) / "log.txt").read_text(encoding="utf-8")
-                    _emit(whole.splitlines()[shown:], on_log)
+                    emit(whole.splitlines()[shown:], on_log)
                     return record
             except OutOfReachError as error:
-                now = time.monotonic()
-                lost = lost if lost is not None else now
-                if now - lost >= self._patience:
+                if outage.failures == 0:
+                    log.warning("%s Job %s is looked for again.", error.message, job_id)
+                if not outage.goes_on():
                     raise ProviderError(
                         f"{error.message} For {self._patience:.0f} s there was no way to training job {job_id!r}.",
                         hint="The job goes on there; the same run, tried again, finds it.",
                         details={"job": job_id},
                     ) from error
-                if lost == now:
-                    log.warning("%s Job %s is looked for again.", error.message, job_id)
+                continue
             time.sleep(self._poll)
 
     def _refresh(self, job_id: str, remote: Remote | None = None) -> JobRecord:
@@ -375,7 +401,7 @@ class CloudProvider(BaseProvider):
     def _tracking_of(self, experiment: str, remote: Remote) -> TrackingState:
         """The MLflow run of a job that another machine submitted."""
         run_id = remote.environment.get("NOTEBOOKED_MLFLOW_RUN")
-        return TrackingState(uri=without_password(self._tracking_uri), experiment=experiment, run_id=run_id)
+        return TrackingState(uri=self._tracking_uri, experiment=experiment, run_id=run_id)
 
     def _seen(self, folder: Path, record: JobRecord, remote: Remote) -> JobRecord:
         if remote.status.finished:
@@ -442,7 +468,8 @@ class CloudProvider(BaseProvider):
                     hint="Raise `timeout`, or train on less; the log shows how far it got.",
                 ),
             )
-        if codes:
+        # A job that failed although its script did not (its model could not be written) is the cloud's to explain.
+        if codes and (int(codes[-1]) != 0 or not remote.error):
             record.exit_code = int(codes[-1])
             if record.exit_code < 0 or record.exit_code == 137:
                 return Outcome(JobStatus.KILLED, killed(name, record.exit_code))
@@ -562,25 +589,33 @@ class CloudProvider(BaseProvider):
     def list_jobs(self, experiment: str | None = None) -> list[TrainingJob]:
         """All jobs of ours in the cloud, and those on disk that it has forgotten; newest first.
 
-        A job that another machine submitted is told as the cloud's own list has it: status and times; ``status`` knows
-        the rest.
+        Listing fetches nothing: a job that has ended and that nobody has asked for since, or that another machine
+        submitted, is told as the cloud's own list has it, with status and times; ``status`` knows the rest.
         """
         remotes, ours = self._summaries(), set(self._store.ids())
         found = []
         for job_id in dict.fromkeys([*remotes, *ours]):
-            if job_id not in ours:
-                # Somebody else's machine submitted it: to list it is no reason to fetch all that it left.
-                seen = _listed(job_id, self.name, remotes[job_id])
+            remote = remotes.get(job_id)
+            if job_id not in ours and remote is not None:
+                seen = _listed(job_id, self.name, remote)
                 if experiment is None or _slug(experiment) == seen.experiment:
                     found.append((seen.started_at or datetime.now(UTC), seen))
                 continue
             try:
-                record = self._refresh(job_id, remotes.get(job_id))
+                folder = self._store.folder(job_id)
+                record = jobs.read(folder)
+                if remote is None:
+                    record = self._refresh(job_id)
+                view = record.view(folder)
             except NotebookedError as error:
                 log.warning("Job %s: %s", job_id, error)
                 continue
+            if remote is not None and not view.status.finished:
+                view = replace(
+                    view, status=remote.status, started_at=remote.started_at, finished_at=remote.finished_at
+                )
             if experiment in (None, record.experiment):
-                found.append((record.created_at, record.view(self._store.folder(job_id))))
+                found.append((record.created_at, view))
         return [job for _, job in sorted(found, key=lambda item: item[0], reverse=True)]
 
 
@@ -624,28 +659,10 @@ def data_file(data: str | None) -> str:
     return Path(data).name if Path(data).is_file() else ""
 
 
-def training_requirements(scripts: Path) -> bytes:
-    """What training needs installed."""
-    for name in ("requirements-train.txt", "requirements.txt"):
-        if (scripts / name).is_file():
-            return (scripts / name).read_bytes()
-    return b""
-
-
 def reachable_from_elsewhere(uri: str) -> bool:
     """Whether a tracking server may be reached by a job that does not run on this machine."""
     parts = urlsplit(uri)
     return parts.scheme in ("http", "https") and parts.hostname not in ("localhost", "127.0.0.1", "::1", None)
-
-
-def without_password(uri: str | None) -> str | None:
-    """An address as it may lie on disk."""
-    if uri is None:
-        return None
-    parts = urlsplit(uri)
-    if parts.password is None:
-        return uri
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def failure_of(error: NotebookedError) -> Failure:
@@ -662,19 +679,6 @@ def killed(experiment: str, code: int) -> Failure:
         message=f"Training of {experiment!r} was killed by signal {number}{what}.",
         hint="Choose an instance type with more memory, or train on less data or in smaller batches.",
     )
-
-
-def _emit(lines: list[str], sink: LogSink | None) -> LogSink | None:
-    """Hand lines to a sink; returns it, or None where it failed: training goes on without it."""
-    if sink is None:
-        return None
-    for line in lines:
-        try:
-            sink(line)
-        except Exception:
-            log.exception("The log sink failed; the job goes on without it.")
-            return None
-    return sink
 
 
 def _tail(path: Path) -> str:

@@ -6,52 +6,17 @@ import fnmatch
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
 
+from notebooked_dagster.core import tracing
+from notebooked_dagster.core.environment import TRACKING_CREDENTIALS, inherited
 from notebooked_dagster.providers.arguments import data_location, hyperparameter_arguments
 from notebooked_dagster.providers.base import Experiment
+from notebooked_dagster.providers.pipes import CONTEXT
 
 from .process import MARK
 
-# What a process needs to find its programs, its home, its language, its threads and devices, and what decides the last
-# digits of its numbers: the same notebook, run by hand beside it, has that too. No credentials.
-_PASSED = (
-    "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "LC_*", "TZ", "TMPDIR",
-    "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CONDA_PREFIX", "VIRTUAL_ENV",
-    "*_NUM_THREADS", "CUDA_HOME", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES",
-    "OPENBLAS_*", "MKL_*", "OMP_*", "KMP_*", "GOMP_*", "BLIS_*", "NVPL_*", "VECLIB_*", "CUBLAS_*", "NUMBA_*", "XLA_*",
-    "TF_*", "PYTORCH_*", "NPY_*", "PYTHONHASHSEED",
-    "XDG_CACHE_HOME", "XDG_DATA_HOME", "HF_HOME", "TORCH_HOME", "SCIKIT_LEARN_DATA", "NLTK_DATA", "MPLBACKEND",
-    "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
-    "MLFLOW_*", "DO_NOT_TRACK",
-)  # fmt: skip
-# Only where they hold no password.
-_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 # What building a virtual environment may need on top: where the package index is.
 _BUILD = ("PIP_*", "UV_*", "NETRC", "*_PROXY", "*_proxy")
-
-
-def inherited(parent: Mapping[str, str], extra: Iterable[str] = ()) -> dict[str, str]:
-    """The part of an environment that a job may see.
-
-    Args:
-        parent: The environment of the process that asks.
-        extra: More names, or patterns such as ``AWS_*``, that the user wants passed on.
-    """
-    allowed = (*_PASSED, *extra)
-    chosen = {
-        name: value
-        for name, value in parent.items()
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in allowed)
-    }
-    for name, value in parent.items():
-        if name.lower() in _PROXIES and not (urlsplit(value).password or urlsplit(value).username):
-            chosen[name] = value
-    # An MLflow run of the parent's is not this job's.
-    for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_TRACKING_URI"):
-        if name not in extra:
-            chosen.pop(name, None)
-    return chosen
 
 
 def for_building(parent: Mapping[str, str]) -> dict[str, str]:
@@ -76,6 +41,7 @@ def job_environment(
         "PYTHONDONTWRITEBYTECODE": "1",
         "MPLBACKEND": "Agg",
         **inherited(parent, extra),
+        **tracing.environment(),
     }
     data = data_location(experiment)
     if data is not None:
@@ -87,15 +53,35 @@ def job_environment(
         environment["NOTEBOOKED_NOTEBOOK_DIR"] = str(notebook_folder)
         # In Jupyter a notebook imports the modules that lie beside it.
         environment["PYTHONPATH"] = str(notebook_folder)
+    if experiment.pipes is not None:
+        environment.update(_pipes_variables(folder / "pipes"))
+    if experiment.tracking_uri is not None:
+        environment |= {name: parent[name] for name in TRACKING_CREDENTIALS if name in parent}
     if experiment.autolog:
         environment["NOTEBOOKED_MLFLOW_AUTOLOG"] = "auto" if experiment.autolog == "auto" else "1"
     return {
         **environment,
+        **experiment.tracking_credentials,
         **experiment.environment,
         "SM_MODEL_DIR": str(folder / "model"),
         "SM_OUTPUT_DATA_DIR": str(folder / "output"),
         "SM_HPS": json.dumps(dict(experiment.hyperparameters), default=str),
         MARK: str(folder),
+    }
+
+
+def _pipes_variables(folder: Path) -> dict[str, str]:
+    from dagster_pipes import (
+        DAGSTER_PIPES_CONTEXT_ENV_VAR,
+        DAGSTER_PIPES_MESSAGES_ENV_VAR,
+        encode_param,
+    )
+
+    return {
+        DAGSTER_PIPES_CONTEXT_ENV_VAR: encode_param({"path": str(folder / CONTEXT)}),
+        DAGSTER_PIPES_MESSAGES_ENV_VAR: encode_param({"folder": str(folder / "messages")}),
+        # The folder is this machine's: it costs nothing to look often.
+        "NOTEBOOKED_PIPES_INTERVAL": "0",
     }
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
-from urllib.parse import urlsplit, urlunsplit
 
+from notebooked_dagster.config.local import LocalOptions
 from notebooked_dagster.core.settings import Settings
 from notebooked_dagster.errors import (
     ConfigError,
@@ -20,8 +20,8 @@ from notebooked_dagster.errors import (
     ProviderError,
     StateError,
 )
-from notebooked_dagster.providers import jobs
-from notebooked_dagster.providers.arguments import check_experiment_name, data_location
+from notebooked_dagster.providers import circuits, jobs, pipes, spans
+from notebooked_dagster.providers.arguments import checked_options
 from notebooked_dagster.providers.base import (
     BaseProvider,
     Capability,
@@ -35,16 +35,17 @@ from notebooked_dagster.providers.base import (
 )
 from notebooked_dagster.providers.failures import Failure
 from notebooked_dagster.providers.inference_code import newer_code
-from notebooked_dagster.providers.jobs import Handover, JobRecord, JobSpec, JobStore, TrackingState
+from notebooked_dagster.providers.jobs import Handover, JobRecord, JobSpec, JobStore, TrackingState, spec_of
+from notebooked_dagster.providers.logs import emit
 from notebooked_dagster.providers.run_tracking import model_facts
 from notebooked_dagster.serving.processes import identify
 
-from . import environment, logs, starting
+from . import environment, logs, starting, venv
 
 if TYPE_CHECKING:
     from notebooked_dagster.serving.control import EndpointControl, EndpointState
 
-log = logging.getLogger("notebooked.providers.local")
+_UNWAITED_KEPT = timedelta(days=7)
 
 
 class LocalProvider(BaseProvider):
@@ -53,8 +54,8 @@ class LocalProvider(BaseProvider):
     Args:
         state_dir: Where jobs and endpoints are kept; ``Settings().state`` where None.
         python: The interpreter that trains; this one where None. An experiment with its own environment has its own.
-        pass_environment: Names, or patterns such as ``AWS_*``, of variables that jobs inherit on top of the few
-            that every process needs. Nothing else of this process's environment reaches a job.
+        pass_environment: Names, or patterns such as ``AWS_*``, of variables that jobs and endpoints inherit on
+            top of the few that every process needs. Nothing else of this process's environment reaches them.
         tracking_uri: Where ``models:/`` and ``runs:/`` are looked up; the state folder's MLflow where None.
         tracking_required: Whether a job fails when MLflow cannot be reached; else that is a warning.
         cancel_on_interrupt: Whether a job ends when the process that waits for it is interrupted.
@@ -72,12 +73,14 @@ class LocalProvider(BaseProvider):
             Capability.TRAIN_NO_WAIT,
             Capability.CANCEL,
             Capability.LOGS,
+            Capability.ENDPOINT_LOGS,
             Capability.OWN_ENVIRONMENT,
             Capability.DEPLOY,
             Capability.ROLLBACK,
             Capability.TRAFFIC_SPLIT,
             Capability.SURVIVES_RESTART,
             Capability.GPU,
+            Capability.PIPES,
         }
     )
 
@@ -112,26 +115,40 @@ class LocalProvider(BaseProvider):
     # Training
 
     def train(
-        self, experiment: Experiment, wait: bool = True, *, on_log: LogSink | None = None
+        self,
+        experiment: Experiment,
+        wait: bool = True,
+        *,
+        on_log: LogSink | None = None,
+        on_message: LogSink | None = None,
     ) -> TrainingJob:
         """Train in a process of its own; see the base class."""
-        record = self._submit(experiment)
+        with spans.training(self.name, experiment.name) as span:
+            job = self._train(experiment, wait, on_log, on_message)
+            span.set("notebooked.job.id", job.id)
+            return job
+
+    def _train(
+        self, experiment: Experiment, wait: bool, on_log: LogSink | None, on_message: LogSink | None
+    ) -> TrainingJob:
+        record = self._submit(experiment, wait)
         folder = self._store.folder(record.id)
-        if not wait:
-            return starting.settle(folder).view(folder)
         try:
-            self._watch(folder, on_log)
+            # Housekeeping is no reason to stop a training.
+            with contextlib.suppress(NotebookedError, OSError):
+                self.prune(experiment.name)
+            if not wait:
+                return starting.settle(folder).view(folder)
+            self._watch(folder, on_log, on_message)
         except BaseException:
-            # KeyboardInterrupt, SystemExit, Dagster's interrupt: whoever waited wants it to end.
-            if self._cancel_on_interrupt:
-                starting.stop(folder, self._stop_grace)
+            self._end_if_waited(folder, wait)
             raise
         record = starting.settle(folder)
         if record.status is not JobStatus.SUCCEEDED:
             raise record.error(folder)
         return record.view(folder)
 
-    def _submit(self, experiment: Experiment) -> JobRecord:
+    def _submit(self, experiment: Experiment, wait: bool) -> JobRecord:
         """Make the job and start its runner, or find the job of the same token."""
         spec = self._spec(experiment)
         token = experiment.idempotency_token
@@ -141,9 +158,8 @@ class LocalProvider(BaseProvider):
         if not new:
             return record
         folder = self._store.folder(record.id)
-        record.tracking = TrackingState(
-            uri=without_credentials(experiment.tracking_uri), experiment=experiment.name
-        )
+        record.tracking = TrackingState(uri=experiment.tracking_uri, experiment=experiment.name)
+        record.waited = wait
         jobs.write(folder, record)
         handover = Handover(
             environment=environment.job_environment(experiment, folder, parent=os.environ, extra=self._pass),
@@ -151,6 +167,8 @@ class LocalProvider(BaseProvider):
             tracking_uri=experiment.tracking_uri,
             cache=self.state / "cache",
         )
+        if experiment.pipes is not None:
+            _prepare_pipes(folder, experiment.pipes)
         spec = spec.model_copy(update={"arguments": environment.command(experiment, folder)})
         jobs.write_spec(folder, spec)
         try:
@@ -161,8 +179,15 @@ class LocalProvider(BaseProvider):
             with contextlib.suppress(OSError):
                 jobs.write(folder, record)
             raise
-        self.prune(experiment.name)
+        except BaseException:
+            self._end_if_waited(folder, wait)
+            raise
         return record
+
+    def _end_if_waited(self, folder: Path, wait: bool) -> None:
+        """After KeyboardInterrupt, SystemExit or Dagster's interrupt: whoever waits for a job wants it to end."""
+        if wait and self._cancel_on_interrupt:
+            starting.stop(folder, self._stop_grace)
 
     def _adopt(self, spec: JobSpec, token: str) -> JobRecord | None:
         """The job of a token; None where there is none, or nobody ever ran it."""
@@ -182,49 +207,36 @@ class LocalProvider(BaseProvider):
         return record
 
     def _spec(self, experiment: Experiment) -> JobSpec:
-        check_experiment_name(experiment.name)
-        if not (experiment.scripts / "train.py").is_file():
-            raise ConfigError(
-                f"There is no train.py for experiment {experiment.name!r}.",
-                path=experiment.scripts,
-                hint="Generate the scripts first: `notebooked convert`.",
-            )
-        for name in ("timeout", "memory_limit"):
-            value = getattr(experiment, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"{name} has to be more than 0, not {value}.", key=name)
-        # Everything that can be refused is refused before a job exists.
-        environment.command(experiment, self.state)
+        checked_options(LocalOptions, experiment.options)
         limit = experiment.memory_limit if experiment.memory_limit is not None else self._memory_limit
-        return JobSpec(
-            experiment=experiment.name,
-            scripts=experiment.scripts.resolve(),
-            hyperparameters=dict(experiment.hyperparameters),
+        return spec_of(
+            experiment,
             python=self._python,
-            data_path=data_location(experiment),
-            notebook=experiment.notebook.expanduser().resolve() if experiment.notebook is not None else None,
-            environment_names=sorted(experiment.environment),
             own_environment=experiment.own_environment,
-            timeout=experiment.timeout,
             memory_limit=limit,
             stop_grace=self._stop_grace,
-            tags=dict(experiment.tags),
-            registered_model=experiment.registered_model,
             tracking_required=self._tracking_required,
-            autolog=experiment.autolog,
         )
 
-    def _watch(self, folder: Path, on_log: LogSink | None) -> None:
-        sink = on_log
-        for line in logs.follow_lines(folder / "log.txt", lambda: starting.settle(folder).status.finished):
-            if sink is None:
-                continue
-            try:
-                sink(line)
-            except Exception:
-                # A log that cannot be shown is no reason to throw training away; all of it is in log.txt.
-                log.exception("The log sink failed; job %s goes on without it.", folder.name)
-                sink = None
+    def _watch(self, folder: Path, on_log: LogSink | None, on_message: LogSink | None) -> None:
+        told: Any = None
+
+        def finished() -> bool:
+            nonlocal told, on_message
+            # Before the messages are looked at: what a job that has ended has sent is all there.
+            ended = starting.settle(folder).status.finished
+            if on_message is not None:
+                messages, told = self.messages(folder.name, told)
+                on_message = emit(messages, on_message)
+            return ended
+
+        for line in logs.follow_lines(folder / "log.txt", finished):
+            on_log = emit([line], on_log)
+
+    def messages(self, job_id: str, cursor: Any = None) -> tuple[list[str], Any]:
+        """The messages of Dagster Pipes that a job has sent since the cursor."""
+        folder = self._store.folder(job_id) / "pipes" / "messages"
+        return pipes.read_chunks(lambda number: pipes.read_folder(folder, number), cursor)
 
     def status(self, job_id: str) -> TrainingJob:
         """A job's state now; one whose processes are gone is recognised as killed."""
@@ -263,26 +275,37 @@ class LocalProvider(BaseProvider):
         return self.status(record.id) if record is not None and record.experiment == experiment else None
 
     def prune(self, experiment: str, *, keep: int | None = None) -> list[str]:
-        """Remove an experiment's oldest finished jobs; returns their ids.
+        """Remove an experiment's oldest finished jobs, of each partition by itself; returns their ids.
 
-        The newest that succeeded stays, and so does whatever an endpoint serves or keeps for rollback.
+        The newest that succeeded stays, and so does whatever an endpoint serves or keeps for rollback, and for a week what
+        nobody waited for: the sensor that makes models of such jobs may have been off.
         """
         limit = self._keep_jobs if keep is None else keep
-        finished = [
-            job for job in self.list_jobs(experiment) if job.status.finished and job.started_at is not None
-        ]
-        if len(finished) <= limit:
-            return []
-        newest = next((job.id for job in finished if job.status is JobStatus.SUCCEEDED), None)
         served = self._deployed_uris()
         removed = []
-        for job in finished[limit:]:
-            if job.id == newest or job.model_uri in served:
-                continue
-            with contextlib.suppress(NotebookedError, OSError):
-                self._store.remove(jobs.read(self._store.folder(job.id)))
-                removed.append(job.id)
+        for finished in self._finished(experiment).values():
+            newest = next((job.id for job in finished if job.status is JobStatus.SUCCEEDED), None)
+            for job in finished[limit:]:
+                if job.id == newest or job.model_uri in served:
+                    continue
+                with contextlib.suppress(NotebookedError, OSError):
+                    record = jobs.read(self._store.folder(job.id))
+                    if not record.waited and _age(record) < _UNWAITED_KEPT:
+                        continue
+                    self._store.remove(record)
+                    removed.append(job.id)
         return removed
+
+    def _finished(self, experiment: str) -> dict[str | None, list[TrainingJob]]:
+        """The finished jobs of each partition, newest first."""
+        found: dict[str | None, list[TrainingJob]] = {}
+        for job in self.list_jobs(experiment):
+            if not job.status.finished or job.started_at is None:
+                continue
+            with contextlib.suppress(NotebookedError):
+                partition = jobs.read_spec(self._store.folder(job.id)).tags.get("partition")
+                found.setdefault(partition, []).append(job)
+        return found
 
     # Tracking
 
@@ -330,6 +353,7 @@ class LocalProvider(BaseProvider):
         """Serve a model folder, or what ``models:/`` or ``runs:/`` names."""
         from notebooked_dagster.serving.control import DeploymentSpec
 
+        options = checked_options(LocalOptions, experiment.options).endpoint
         folder = self._model_folder(experiment, model_uri)
         spec = DeploymentSpec(
             endpoint=endpoint_name,
@@ -337,7 +361,8 @@ class LocalProvider(BaseProvider):
             code_dir=newer_code(experiment.scripts, folder),
             model_uri=model_uri,
             weight=weight,
-            host=self._serve_host,
+            host=options.host or self._serve_host,
+            port=options.port,
             python=self._serving_python(model_uri),
             env=dict(experiment.environment),
             # The model's own, so that a later one can be compared with it, whoever deployed it.
@@ -346,13 +371,22 @@ class LocalProvider(BaseProvider):
                 "metrics": json.dumps(model_facts(folder).get("metrics", {})),
                 **(labels or {}),
             },
-            health_timeout=self._health_timeout,
+            health_timeout=options.health_timeout or self._health_timeout,
+            predict_timeout=options.predict_timeout,
+            size_limit=options.size_limit,
+            memory_limit=options.memory_limit,
+            keep=options.keep,
+            keep_warm=options.keep_warm,
         )
-        return self._endpoint(self._control.deploy(spec))
+        with spans.deployment(self.name, endpoint_name, experiment.name):
+            live = self._endpoint(self._control.deploy(spec))
+        circuits.forget(self.state, endpoint_name)
+        return live
 
     def predict(self, endpoint_name: str, data: Any) -> Any:
         """Ask an endpoint."""
-        return self._control.predict(endpoint_name, data)
+        with circuits.guarded(self.state, endpoint_name):
+            return self._control.predict(endpoint_name, data)
 
     def delete_endpoint(self, endpoint_name: str) -> list[str]:
         """Stop an endpoint and remove all but the models."""
@@ -369,23 +403,33 @@ class LocalProvider(BaseProvider):
         except EndpointNotFoundError:
             return super().endpoint(endpoint_name)
 
-    def ensure(self, endpoint_name: str) -> Endpoint:
+    def ensure(self, endpoint_name: str, *, patience: float | None = None) -> Endpoint:
         """Start an endpoint's server again where it is gone: after a kill or a reboot."""
-        return self._endpoint(self._control.ensure(endpoint_name))
+        live = self._endpoint(self._control.ensure(endpoint_name, patience=patience))
+        circuits.forget(self.state, endpoint_name)
+        return live
+
+    def endpoint_logs(self, endpoint_name: str, version: str | None = None) -> Iterator[str]:
+        """What a version's server wrote, its tracebacks naming notebook cells."""
+        return self._control.logs(endpoint_name, version)
 
     def traffic(self, endpoint_name: str, weights: Mapping[str, int]) -> Endpoint:
         """Set each version's share of the traffic."""
-        return self._endpoint(self._control.traffic(endpoint_name, weights))
+        live = self._endpoint(self._control.traffic(endpoint_name, weights))
+        circuits.forget(self.state, endpoint_name)
+        return live
 
     def rollback(self, endpoint_name: str) -> Endpoint:
         """Serve the previous version again."""
-        return self._endpoint(self._control.rollback(endpoint_name))
+        live = self._endpoint(self._control.rollback(endpoint_name))
+        circuits.forget(self.state, endpoint_name)
+        return live
 
     @property
     def _control(self) -> EndpointControl:
         from notebooked_dagster.serving.control import EndpointControl
 
-        return EndpointControl(self.state)
+        return EndpointControl(self.state, pass_environment=self._pass)
 
     def _model_folder(self, experiment: Experiment, model_uri: str) -> Path:
         if not model_uri.startswith(("models:/", "runs:/")):
@@ -424,9 +468,14 @@ class LocalProvider(BaseProvider):
         )
 
 
-def without_credentials(uri: str | None) -> str | None:
-    """A tracking server's address as it may be written down."""
-    if uri is None or "@" not in uri:
-        return uri
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+def _prepare_pipes(folder: Path, context: Mapping[str, Any]) -> None:
+    """Put what a job needs to report into its folder, and into the requirements of an environment of its own."""
+    (folder / "pipes" / "messages").mkdir(parents=True)
+    for name, content in pipes.files(context).items():
+        (folder / "pipes" / name).write_bytes(content)
+    if (listed := venv.requirements_file(folder / "code")) is not None:
+        listed.write_bytes(pipes.with_requirements(listed.read_bytes()))
+
+
+def _age(record: JobRecord) -> timedelta:
+    return datetime.now(UTC) - (record.finished_at or record.created_at)

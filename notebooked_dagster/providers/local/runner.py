@@ -23,6 +23,7 @@ from notebooked_dagster.providers import jobs
 from notebooked_dagster.providers.base import JobStatus
 from notebooked_dagster.providers.failures import Failure, Outcome, read_metrics
 from notebooked_dagster.providers.jobs import Handover
+from notebooked_dagster.providers.pipes import PROCESS
 from notebooked_dagster.providers.run_tracking import RunTracking
 from notebooked_dagster.serving.processes import identify
 
@@ -117,8 +118,11 @@ class Runner:
                 if built and built[-1].reason != "exit":
                     return outcome.judge(built[-1], self.spec, self.folder)
                 raise
+        script = [str(self.folder / "code" / "train.py")]
+        if self.spec.pipes:
+            script.insert(0, str(self.folder / "pipes" / PROCESS))
         ending = self._supervise(
-            [python, "-u", str(self.folder / "code" / "train.py"), *self.spec.arguments],
+            [python, "-u", *script, *self.spec.arguments],
             {**self.handover.environment, **tracking_environment},
             deadline,
             trainer=True,
@@ -133,6 +137,8 @@ class Runner:
         with contextlib.suppress(OSError):
             if count := REDACTOR.redact_file(self.folder / "log.txt"):
                 self.say(f"{count} times the output held a secret of the environment; it is masked.")
+            for messages in (self.folder / "pipes" / "messages").glob("*.json"):
+                REDACTOR.redact_file(messages)
 
     def _build_step(
         self,

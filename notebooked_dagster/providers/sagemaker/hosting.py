@@ -17,29 +17,26 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from notebooked_dagster.config.sagemaker import SageMakerEndpoint
+from notebooked_dagster.core import tracing
+from notebooked_dagster.core.retrying import Outage, budget_of
 from notebooked_dagster.errors import (
     ConfigError,
-    DataError,
-    DeploymentConflictError,
     DeploymentError,
     EndpointNotFoundError,
     InvalidInputError,
     NotebookedError,
     ProviderError,
 )
-from notebooked_dagster.providers.base import Deployment, Endpoint, EndpointStatus, Experiment
-from notebooked_dagster.providers.cloud.package import unpack, write_archive
+from notebooked_dagster.providers.base import Endpoint, EndpointStatus, Experiment
+from notebooked_dagster.providers.cloud import serving
+from notebooked_dagster.providers.cloud.package import unpack
 from notebooked_dagster.providers.cloud.provider import OutOfReachError
+from notebooked_dagster.providers.cloud.serving import ROLES, InputCheck, conflict
 from notebooked_dagster.providers.failures import find_traceback, remapped_traceback
-from notebooked_dagster.providers.inference_code import newer_code
-from notebooked_dagster.providers.run_tracking import model_facts
-from notebooked_dagster.serving.worker.request import RequestError, decode
-from notebooked_dagster.serving.worker.signature import Signature
 
 from . import images
 from .session import AwsSession, code_of, message_of, translated
@@ -49,7 +46,6 @@ from .training import tags
 log = logging.getLogger("notebooked.providers.sagemaker")
 _PREFIX = "nbd-"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,50}")
-_ROLES = ("champion", "challenger", "previous")
 _STATUS = {
     "Creating": EndpointStatus.CREATING,
     "InService": EndpointStatus.HEALTHY,
@@ -103,7 +99,7 @@ class Hosting:
         self._role = role
         self._models = state / "models"
         self._poll = poll
-        self._signatures: dict[str, Signature] = {}
+        self._input = InputCheck(self._champion_document)
 
     @property
     def _sagemaker(self) -> Any:
@@ -135,7 +131,8 @@ class Hosting:
     def predict(self, name: str, data: Any) -> Any:
         """Ask an endpoint. Raises InvalidInputError, EndpointNotFoundError, ProviderError."""
         body = json.dumps(data).encode()
-        self._check_input(name, body)
+        # SageMaker's containers answer bad input with a 500 and a traceback.
+        self._input.check(name, body)
         from botocore.exceptions import ClientError
 
         with translated(f"Endpoint {name!r} cannot be asked"):
@@ -145,6 +142,7 @@ class Hosting:
                     Body=body,
                     ContentType="application/json",
                     Accept="application/json",
+                    **_trace(),
                 )
             except ClientError as error:
                 if code_of(error) == "ValidationError" and "not found" in message_of(error):
@@ -158,26 +156,9 @@ class Hosting:
         except ValueError as error:
             raise ProviderError(f"Endpoint {name!r} did not answer with JSON: {text[:200]!r}.") from error
 
-    def _check_input(self, name: str, body: bytes) -> None:
-        """Check against the signature here: SageMaker's containers answer bad input with a 500 and a traceback."""
-        try:
-            try:
-                self._signature(name).check(decode(body, "application/json"))
-            except RequestError:
-                # Perhaps another model serves by now.
-                self._signatures.pop(name, None)
-                self._signature(name).check(decode(body, "application/json"))
-        except RequestError as error:
-            raise InvalidInputError(
-                error.message, details={"status": error.status, "endpoint": name, **error.fields}
-            ) from error
-
-    def _signature(self, name: str) -> Signature:
-        if name not in self._signatures:
-            state = self._state(name)
-            document = state.documents.get(state.roles.get("champion", ""), {})
-            self._signatures[name] = Signature.parse((document.get("signature") or {}).get("inputs"))
-        return self._signatures[name]
+    def _champion_document(self, name: str) -> Mapping[str, Any]:
+        state = self._state(name)
+        return state.documents.get(state.roles.get("champion", ""), {})
 
     def _state(self, name: str) -> State:
         from botocore.exceptions import ClientError
@@ -195,7 +176,7 @@ class Hosting:
             kept = {item["Key"]: item["Value"] for item in self._sagemaker.list_tags(ResourceArn=arn)["Tags"]}
         if "notebooked/endpoint" not in kept:
             raise self._unknown(name)
-        roles = {role: kept[f"notebooked/{role}"] for role in _ROLES if kept.get(f"notebooked/{role}")}
+        roles = {role: kept[f"notebooked/{role}"] for role in ROLES if kept.get(f"notebooked/{role}")}
         variants = {
             item["VariantName"].removeprefix("v"): item for item in found.get("ProductionVariants", ())
         }
@@ -221,23 +202,11 @@ class Hosting:
 
     def _view(self, state: State) -> Endpoint:
         status = _STATUS.get(state.status, EndpointStatus.STOPPED)
-        deployments = []
-        for role, version in state.roles.items():
-            document = state.documents.get(version, {})
-            created = document.get("created_at")
-            deployments.append(
-                Deployment(
-                    version=version,
-                    model_uri=str(document.get("model_uri", "")),
-                    weight=state.weights.get(version, 0),
-                    role=role,
-                    status=status if version in state.weights else EndpointStatus.STOPPED,
-                    created_at=datetime.fromisoformat(created) if created else None,
-                    labels=document.get("labels", {}),
-                )
-            )
+        deployments = serving.deployments(
+            state.roles, state.weights, state.documents, dict.fromkeys(state.weights, status)
+        )
         message = state.reason or ("" if state.status == "InService" else f"SageMaker says: {state.status}.")
-        return Endpoint(state.name, "sagemaker", self._url(state.name), status, tuple(deployments), message)
+        return Endpoint(state.name, "sagemaker", self._url(state.name), status, deployments, message)
 
     def _url(self, name: str) -> str:
         base = self._session.client("sagemaker-runtime").meta.endpoint_url.rstrip("/")
@@ -264,12 +233,11 @@ class Hosting:
     ) -> Endpoint:
         """Serve a model; see ``BaseProvider.deploy``."""
         check_name(name)
-        if not 1 <= weight <= 100:
-            raise ConfigError(f"weight has to be between 1 and 100, not {weight}.", key="weight")
+        serving.check_weight(weight)
         before = self._before(name)
-        folder = self._model_folder(model_uri, tracking_uri)
+        folder = serving.model_folder(model_uri, "s3://", self._models, self._fetch, tracking_uri)
         version = self._reserve(name, before)
-        roles = _roles_after(before, version, weight)
+        roles = serving.roles_after(before.roles if before is not None else {}, version, weight)
         try:
             document = self._prepare(experiment, options, folder, model_uri, name, version, labels)
             variants = [
@@ -285,7 +253,7 @@ class Hosting:
             self._withdraw(name, version, before)
             raise
         self._tidy(after)
-        self._signatures.pop(name, None)
+        self._input.forget(name)
         if options.autoscaling is not None:
             self._scale(name, version, options)
         return self._view(after)
@@ -293,34 +261,20 @@ class Hosting:
     def rollback(self, name: str) -> Endpoint:
         """Serve the previous version again."""
         state = self._state(name)
-        if "previous" not in state.roles:
-            raise DeploymentError(
-                f"Endpoint {name!r} has no previous version to go back to.",
-                hint="Deploy the model you want: `notebooked deploy EXPERIMENT --model-uri …`.",
-            )
-        roles = {"champion": state.roles["previous"], "previous": state.roles["champion"]}
+        roles = serving.roles_back(name, state.roles)
         document = state.documents[roles["champion"]]
         variants = [_variant(name, roles["champion"], document, 100)]
         config = self._configure(name, roles["champion"], variants, roles, None)
         self._switch(name, state, config, None)
         after = self._settled(name, config)
         self._tidy(after)
-        self._signatures.pop(name, None)
+        self._input.forget(name)
         return self._view(after)
 
     def traffic(self, name: str, weights: Mapping[str, int]) -> Endpoint:
         """Set each version's share."""
         state = self._state(name)
-        strange = sorted(set(weights) - set(state.weights))
-        if strange:
-            raise DeploymentError(
-                f"Endpoint {name!r} does not serve version {strange[0]!r}.",
-                hint=f"It serves: {', '.join(sorted(state.weights))}. A previous version comes back with a rollback.",
-            )
-        if sum(weights.values()) != 100 or any(not 0 <= share <= 100 for share in weights.values()):
-            raise DeploymentError(
-                f"The shares have to add up to 100, not {sum(weights.values())}.", hint="Name every version."
-            )
+        serving.check_shares(name, weights, state.weights)
         wanted = [
             {"VariantName": f"v{version}", "DesiredWeight": float(weights.get(version, 0))}
             for version in state.weights
@@ -347,7 +301,7 @@ class Hosting:
         for model in self._names("list_models", "Models", "ModelName", name):
             self._remove("delete_model", ModelName=model)
         self._storage.remove_below(self._place(name))
-        self._signatures.pop(name, None)
+        self._input.forget(name)
         kept = sorted({str(item.get("model_uri")) for item in state.documents.values()} - {"None", ""})
         return [
             *(f"The model {uri} is kept." for uri in kept),
@@ -362,41 +316,18 @@ class Hosting:
         except EndpointNotFoundError:
             return None
         if state.status in _MOVING:
-            raise _conflict(name, state.status)
+            raise conflict(name, state.status)
         if state.status == "Failed":
             # It never served anything; SageMaker lets it only be deleted.
             self.delete(name)
             return None
         return state
 
-    def _model_folder(self, uri: str, tracking_uri: str | None) -> Path:
-        try:
-            if uri.startswith("s3://"):
-                target = self._models / re.sub(r"[^A-Za-z0-9.-]+", "_", uri.removeprefix("s3://"))[-180:]
-                if not target.is_dir():
-                    with tempfile.TemporaryDirectory() as temporary:
-                        archive = Path(temporary) / "model.tar.gz"
-                        self._storage.fetch(uri, archive)
-                        unpack(archive, target)
-                return target
-            if uri.startswith(("models:/", "runs:/")):
-                from notebooked_dagster.tracking import Tracking, local_uri
-
-                address = tracking_uri or local_uri(self._models.parent.parent)
-                return Tracking(address, "").resolve(uri, cache=self._models)
-        except (DataError, ProviderError) as error:
-            if isinstance(error, OutOfReachError):
-                raise
-            raise DeploymentError(
-                f"The model {uri} cannot be fetched: {error.message}", hint=error.hint
-            ) from error
-        folder = Path(uri).expanduser()
-        if not folder.is_dir() or not any(folder.iterdir()):
-            raise DeploymentError(
-                f"There is no model in {uri}.",
-                hint="Give a folder, an s3:// archive, models:/name@alias or runs:/id.",
-            )
-        return folder
+    def _fetch(self, uri: str, target: Path) -> None:
+        with tempfile.TemporaryDirectory() as temporary:
+            archive = Path(temporary) / "model.tar.gz"
+            self._storage.fetch(uri, archive)
+            unpack(archive, target)
 
     def _reserve(self, name: str, before: State | None) -> str:
         """The next version's number, which nobody else gets."""
@@ -405,7 +336,7 @@ class Hosting:
         used = [int(match[1]) for uri in self._storage.names(start) if (match := pattern.match(uri))]
         version = str(max([0, *used, *(int(v) for v in (before.roles.values() if before else ()))]) + 1)
         if not self._storage.write(self._place(name, version, "reserved"), b"", new=True):
-            raise _conflict(name, "another process has begun a deployment at the same moment")
+            raise conflict(name, "another process has begun a deployment at the same moment")
         return version
 
     def _prepare(
@@ -419,44 +350,22 @@ class Hosting:
         labels: Mapping[str, str],
     ) -> dict[str, Any]:
         """Archive, description and SageMaker model of a version."""
-        code = newer_code(experiment.scripts, folder) or (
-            folder if (folder / "inference.py").is_file() else experiment.scripts
-        )
-        facts = model_facts(folder)
-        requirements = _inference_requirements(code, experiment.scripts)
-        serverless = options.serverless is not None
-        image = images.choose(
-            "inference",
-            self._session.region,
-            self._session.domain,
-            None if serverless else options.instance_type,
-            requirements.decode("utf-8", "replace"),
-            options.image,
-        )
         archive = self._place(name, version, "model.tar.gz")
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary) / "model.tar.gz"
-            scripts = {
-                f"code/{file.name}": file.read_bytes()
-                for file in sorted(code.iterdir())
-                if file.suffix == ".py" or file.name == "source_map.json"
-            }
-            write_archive(path, {"": folder}, {**scripts, "code/requirements.txt": requirements})
+            needed = serving.pack(experiment, folder, path)
+            image = images.choose(
+                "inference",
+                self._session.region,
+                self._session.domain,
+                None if options.serverless is not None else options.instance_type,
+                needed,
+                options.image,
+            )
             self._storage.upload(path, archive)
-        document = {
-            "version": version,
-            "model_uri": model_uri,
-            "created_at": datetime.now(UTC).isoformat(),
-            "labels": {
-                "experiment": experiment.name,
-                "metrics": json.dumps(facts.get("metrics", {})),
-                **labels,
-            },
-            "signature": facts.get("signature"),
-            "input_example": facts.get("input_example"),
-            "image": image.uri,
-            "variant": _machine(options),
-        }
+        document = serving.description(
+            experiment, folder, model_uri, version, labels, image=image.uri, variant=_machine(options)
+        )
         self._storage.write(
             self._place(name, version, "deployment.json"), json.dumps(document, indent=1).encode()
         )
@@ -519,13 +428,16 @@ class Hosting:
 
     def _settled(self, name: str, config: str) -> State:
         """Wait until SageMaker is done; the endpoint then has to serve this configuration."""
+        outage = Outage(budget_of("sagemaker"), base=self._poll)
         while True:
             try:
                 state = self._state(name)
             except OutOfReachError as error:
                 log.warning("%s Endpoint %s is looked at again.", error.message, name)
-                time.sleep(self._poll)
+                if not outage.goes_on():
+                    raise
                 continue
+            outage.over()
             if state.status not in _MOVING:
                 break
             time.sleep(self._poll)
@@ -640,7 +552,7 @@ class Hosting:
             if code_of(error) == "ValidationException" and re.search(
                 r"(?i)in-progress|in progress|already exist", text
             ):
-                raise _conflict(name, text) from error
+                raise conflict(name, text) from error
             raise
 
 
@@ -657,15 +569,6 @@ def check_name(name: str) -> None:
             key="endpoint.name",
             hint="Use letters, digits and hyphens, at most 50 of them.",
         )
-
-
-def _roles_after(before: State | None, version: str, weight: int) -> dict[str, str]:
-    if before is None or "champion" not in before.roles:
-        return {"champion": version}
-    if weight < 100:
-        kept = {"previous": before.roles["previous"]} if "previous" in before.roles else {}
-        return {"champion": before.roles["champion"], "challenger": version, **kept}
-    return {"champion": version, "previous": before.roles["champion"]}
 
 
 def _machine(options: SageMakerEndpoint) -> dict[str, Any]:
@@ -713,19 +616,10 @@ def _policy(options: SageMakerEndpoint) -> dict[str, Any] | None:
     return policy
 
 
-def _inference_requirements(code: Path, scripts: Path) -> bytes:
-    for folder in (code, scripts):
-        for name in ("requirements-inference.txt", "requirements.txt"):
-            if (folder / name).is_file():
-                return (folder / name).read_bytes()
-    return b""
-
-
-def _conflict(name: str, reason: str) -> DeploymentConflictError:
-    return DeploymentConflictError(
-        f"Endpoint {name!r} is being changed by somebody else: {reason}.".replace("..", "."),
-        hint="Wait until it is done, then deploy again.",
-    )
+def _trace() -> dict[str, str]:
+    """SageMaker forwards no header of its caller's but this one."""
+    traceparent = tracing.headers().get("traceparent")
+    return {"CustomAttributes": f"traceparent={traceparent}"} if traceparent else {}
 
 
 def _model_error(name: str, error: Any) -> NotebookedError:

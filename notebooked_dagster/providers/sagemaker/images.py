@@ -54,7 +54,7 @@ def choose(
     region: str,
     domain: str,
     instance_type: str | None,
-    requirements: str,
+    requirements: bytes,
     own: str | None,
 ) -> Image:
     """The container for a kind of work.
@@ -64,7 +64,7 @@ def choose(
         region: AWS region.
         domain: The partition's domain, ``amazonaws.com``.
         instance_type: Decides between CPU and GPU; None for serverless.
-        requirements: The text of the requirements file.
+        requirements: The requirements file.
         own: What the user names instead.
 
     Raises:
@@ -79,7 +79,7 @@ def choose(
             key="aws.region",
             hint=f"Name a container: options.{'training' if kind == 'training' else 'endpoint'}.image.",
         )
-    framework, version, python = _pick(kind, requirements)
+    framework, version, python = _pick(kind, requirements.decode("utf-8", "replace"))
     processor = "gpu" if instance_type is not None and _GPU.match(instance_type) else "cpu"
     tag = f"{version}-{processor}-py{python[0]}{python[1]}"
     reason = "the requirements name TensorFlow" if framework == "tensorflow" else "has our Python"

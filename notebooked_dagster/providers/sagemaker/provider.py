@@ -8,20 +8,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import ValidationError
-
 from notebooked_dagster.config.sagemaker import SageMakerEndpoint, SageMakerOptions, SageMakerTraining
 from notebooked_dagster.errors import ConfigError, DataError
-from notebooked_dagster.providers.arguments import is_url
-from notebooked_dagster.providers.base import Capability, Endpoint, Experiment, Plan
-from notebooked_dagster.providers.cloud.package import unpack
-from notebooked_dagster.providers.cloud.provider import CloudProvider, Remote, training_requirements
+from notebooked_dagster.providers.arguments import checked_options, is_url
+from notebooked_dagster.providers.base import Capability, Experiment, Plan
+from notebooked_dagster.providers.cloud.endpoints import said
+from notebooked_dagster.providers.cloud.package import requirements, unpack
+from notebooked_dagster.providers.cloud.provider import CloudProvider, Remote
 from notebooked_dagster.providers.jobs import JobSpec
 
 from . import images
 from .hosting import Hosting
 from .session import AwsSession, code_of, message_of, translated
-from .storage import Storage
+from .storage import Storage, split
 from .training import LOG_GROUP, remote_of, training_request
 
 _JOBS_LISTED = 1000
@@ -50,6 +49,10 @@ class SageMakerProvider(CloudProvider):
     """
 
     name: ClassVar[str] = "sagemaker"
+    request_span: ClassVar[tuple[str, Mapping[str, str]]] = (
+        "SageMaker Runtime/InvokeEndpoint",
+        {"rpc.system": "aws-api", "rpc.service": "SageMaker Runtime", "rpc.method": "InvokeEndpoint"},
+    )
     capabilities: ClassVar[frozenset[Capability]] = frozenset(
         {
             Capability.TRAIN,
@@ -64,8 +67,10 @@ class SageMakerProvider(CloudProvider):
             Capability.GPU,
             Capability.MULTIPLE_INSTANCES,
             Capability.PLAN,
+            Capability.PIPES,
         }
     )
+    pipes_requirements: ClassVar[tuple[str, ...]] = ("boto3",)
 
     def __init__(
         self,
@@ -100,8 +105,8 @@ class SageMakerProvider(CloudProvider):
         self._role = role_arn
         self._bucket = bucket
         self._prefix = prefix
-        self._training = _fields(training)
-        self._endpoint_options = _fields(endpoint)
+        self._training = said(training)
+        self._endpoint_options = said(endpoint)
         self.prices = dict(prices or {})
 
     @cached_property
@@ -128,21 +133,8 @@ class SageMakerProvider(CloudProvider):
 
     def options(self, given: Mapping[str, Any]) -> SageMakerOptions:
         """An experiment's options on top of the section's. Raises ConfigError."""
-        merged: dict[str, Any] = {"training": dict(self._training), "endpoint": dict(self._endpoint_options)}
-        for name, values in given.items():
-            merged[name] = (
-                {**merged.get(name, {}), **values}
-                if isinstance(values, Mapping) and isinstance(merged.get(name, {}), Mapping)
-                else values
-            )
-        try:
-            return SageMakerOptions.model_validate(merged)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            place = ".".join(map(str, ("options", *first["loc"])))
-            raise ConfigError(
-                f"{first['msg']}.", key=place, hint="docs/reference/config.md has every key."
-            ) from None
+        sections = {"training": self._training, "endpoint": self._endpoint_options}
+        return checked_options(SageMakerOptions, given, sections)
 
     # Training
 
@@ -158,7 +150,13 @@ class SageMakerProvider(CloudProvider):
                 key="instance_type",
                 hint="Its names start with `ml.`, for instance ml.m5.large.",
             )
-        if options.training.network_isolation and training_requirements(experiment.scripts).strip():
+        if options.training.network_isolation and experiment.pipes is not None:
+            raise ConfigError(
+                "With network isolation a job cannot send messages.",
+                key="options.training.network_isolation",
+                hint="Set `pipes: false`, or `network_isolation: false`.",
+            )
+        if options.training.network_isolation and requirements("train", experiment.scripts).strip():
             raise ConfigError(
                 "With network isolation the requirements cannot be installed.",
                 key="options.training.network_isolation",
@@ -175,15 +173,15 @@ class SageMakerProvider(CloudProvider):
                 key="data_path",
             )
 
-    def training_image(self, experiment: Experiment) -> images.Image:
+    def training_image(self, wanted: Experiment | JobSpec) -> images.Image:
         """The container that an experiment trains in."""
-        options = self.options(experiment.options).training
+        options = self.options(wanted.options).training
         return images.choose(
             "training",
             self.session.region,
             self.session.domain,
-            experiment.instance_type or options.instance_type,
-            training_requirements(experiment.scripts).decode("utf-8", "replace"),
+            wanted.instance_type or options.instance_type,
+            self.requirements(wanted),
             options.image,
         )
 
@@ -202,20 +200,12 @@ class SageMakerProvider(CloudProvider):
     ) -> dict[str, Any]:
         """The request that starts a job. Nothing is sent."""
         options = self.options(spec.options).training
-        image = images.choose(
-            "training",
-            self.session.region,
-            self.session.domain,
-            spec.instance_type or options.instance_type,
-            training_requirements(spec.scripts).decode("utf-8", "replace"),
-            options.image,
-        )
         return training_request(
             job_id,
             spec,
             options,
             role=self.role,
-            image=image.uri,
+            image=self.training_image(spec).uri,
             source=self._source(job_id),
             output=self.storage.uri("jobs"),
             data=data,
@@ -241,6 +231,22 @@ class SageMakerProvider(CloudProvider):
                 # The reply to an earlier try was lost: the job is there.
                 if code_of(error) != "ResourceInUse":
                     raise
+
+    def _pipes_place(self, job_id: str) -> dict[str, str]:
+        bucket, key = split(self._pipes(job_id))
+        url = self.session.endpoint_url
+        return {
+            "bucket": bucket,
+            "key_prefix": key,
+            "region": self.session.region,
+            **({"endpoint_url": url} if url else {}),
+        }
+
+    def _pipes(self, job_id: str) -> str:
+        return self.storage.uri("jobs", job_id, "pipes")
+
+    def _messages(self, job_id: str, number: int) -> bytes | None:
+        return self.storage.read(f"{self._pipes(job_id)}/{number}.json")
 
     def _look(self, job_id: str) -> Remote | None:
         from botocore.exceptions import ClientError
@@ -328,61 +334,6 @@ class SageMakerProvider(CloudProvider):
     @cached_property
     def _hosting(self) -> Hosting:
         return Hosting(self.session, self.storage, self.role, self.state, poll=self._poll)
-
-    def deploy(
-        self,
-        experiment: Experiment,
-        model_uri: str,
-        endpoint_name: str,
-        *,
-        weight: int = 100,
-        labels: Mapping[str, str] | None = None,
-    ) -> Endpoint:
-        """Serve a model of S3 or of this machine, or what ``models:/`` or ``runs:/`` names."""
-        return self._hosting.deploy(
-            experiment,
-            self.options(experiment.options).endpoint,
-            model_uri,
-            endpoint_name,
-            weight=weight,
-            labels=dict(labels or {}),
-            tracking_uri=experiment.tracking_uri or self._tracking_uri,
-        )
-
-    def predict(self, endpoint_name: str, data: Any) -> Any:
-        """Ask an endpoint; the input is checked against the model's signature first."""
-        return self._hosting.predict(endpoint_name, data)
-
-    def delete_endpoint(self, endpoint_name: str) -> list[str]:
-        """Remove an endpoint with its configurations, models and archives; trained models stay."""
-        return self._hosting.delete(endpoint_name)
-
-    def list_endpoints(self) -> list[Endpoint]:
-        """All endpoints that this project made in the region."""
-        return self._hosting.all()
-
-    def input_example(self, endpoint: Endpoint) -> Any:
-        """What the model that gets most of the traffic was saved with."""
-        return self._hosting.input_example(endpoint)
-
-    def endpoint(self, endpoint_name: str) -> Endpoint:
-        """One endpoint."""
-        return self._hosting.get(endpoint_name)
-
-    def traffic(self, endpoint_name: str, weights: Mapping[str, int]) -> Endpoint:
-        """Set each version's share of the traffic."""
-        return self._hosting.traffic(endpoint_name, weights)
-
-    def rollback(self, endpoint_name: str) -> Endpoint:
-        """Serve the previous version again."""
-        return self._hosting.rollback(endpoint_name)
-
-
-def _fields(given: Any) -> dict[str, Any]:
-    """What was said, and nothing that is only a default: an experiment's options go on top."""
-    if given is None:
-        return {}
-    return dict(given) if isinstance(given, Mapping) else given.model_dump(exclude_unset=True)
 
 
 def _events(logs: Any, stream: str, token: str | None) -> tuple[list[str], str]:

@@ -51,12 +51,23 @@ class AwsSession:
         region: The AWS configuration's where None.
         profile: Of the AWS configuration.
         endpoint_url: Another address for every service, for an emulator; the SDK's own ``AWS_ENDPOINT_URL`` works too.
+        needed_by: The provider that asks; another one may keep its files in S3 as well.
+        extra: What installs the SDK for it.
     """
 
-    def __init__(self, region: str | None, profile: str | None, endpoint_url: str | None) -> None:
+    def __init__(
+        self,
+        region: str | None,
+        profile: str | None,
+        endpoint_url: str | None,
+        *,
+        needed_by: str = "sagemaker",
+        extra: str = "aws",
+    ) -> None:
+        self._needed = (needed_by, extra)
         self._region = region
         self._profile = profile
-        self._endpoint_url = endpoint_url
+        self.endpoint_url = endpoint_url
         self._clients: dict[str, Any] = {}
         # Making a client is not safe in several threads at once; using one is.
         self._making = threading.Lock()
@@ -67,8 +78,8 @@ class AwsSession:
             boto3 = import_module("boto3")
         except ModuleNotFoundError as error:
             raise MissingPackageError(
-                f"Provider 'sagemaker' needs the package {error.name!r}, which is not installed.",
-                hint="`pip install 'notebooked-dagster[aws]'`.",
+                f"Provider {self._needed[0]!r} needs the package {error.name!r}, which is not installed.",
+                hint=f"`pip install 'notebooked-dagster[{self._needed[1]}]'`.",
             ) from error
         from botocore.exceptions import BotoCoreError
 
@@ -111,7 +122,7 @@ class AwsSession:
                 )
                 with translated(f"{service} cannot be used"):
                     self._clients[service] = self._session.client(
-                        service, region_name=self.region, endpoint_url=self._endpoint_url, config=config
+                        service, region_name=self.region, endpoint_url=self.endpoint_url, config=config
                     )
             return self._clients[service]
 

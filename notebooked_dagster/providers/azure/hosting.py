@@ -1,0 +1,684 @@
+"""Endpoints of one workspace: the steps of a deployment, and what an endpoint is now.
+
+A new version is a deployment beside the one that serves. It gets no traffic before it has answered a request that was sent
+to it alone (the header ``azureml-model-deployment``); then the traffic moves, in steps where that is wanted. What fails is
+removed, and what was served is served on. One deployment at a time: who deploys holds the lease of a blob.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from notebooked_dagster.config.azure import AzureEndpoint
+from notebooked_dagster.core import retrying, tracing
+from notebooked_dagster.core.retrying import Outage, budget_of
+from notebooked_dagster.errors import (
+    DeploymentError,
+    EndpointNotFoundError,
+    InvalidInputError,
+    NotebookedError,
+    ProviderError,
+)
+from notebooked_dagster.providers.base import Endpoint, EndpointStatus, Experiment
+from notebooked_dagster.providers.cloud.package import requirements
+from notebooked_dagster.providers.cloud.provider import OutOfReachError
+from notebooked_dagster.providers.cloud.serving import (
+    ROLES,
+    InputCheck,
+    check_shares,
+    check_weight,
+    conflict,
+    deployments,
+    description,
+    model_folder,
+    roles_after,
+    roles_back,
+    serving_code,
+)
+from notebooked_dagster.providers.failures import find_traceback, remapped_traceback
+
+from . import images
+from .serving import (
+    ENDPOINT_TAG,
+    SCRIPT,
+    azure_name,
+    check_name,
+    deployment_name,
+    deployment_request,
+    endpoint_request,
+    role_tag,
+    steps,
+    version_of,
+    with_traffic,
+)
+from .session import AzureSession
+from .storage import Storage
+
+log = logging.getLogger("notebooked.providers.azure")
+_STATUS = {
+    "Creating": EndpointStatus.CREATING,
+    "Succeeded": EndpointStatus.HEALTHY,
+    "Updating": EndpointStatus.HEALTHY,
+    "Scaling": EndpointStatus.HEALTHY,
+    "Failed": EndpointStatus.FAILED,
+    "Canceled": EndpointStatus.FAILED,
+}
+_MOVING = ("Creating", "Updating", "Scaling", "Deleting")
+_BUSY = (408, 429, 502, 503, 504)
+_TRIES = 5
+_WRAPPED = "\nThe above exception was the direct cause of the following exception:"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """An endpoint as Azure and our descriptions have it now.
+
+    Attributes:
+        name: As the user calls it.
+        resource: As Azure describes it.
+        live: How each version's deployment stands.
+        roles: Version by role.
+        documents: Our description of each version.
+    """
+
+    name: str
+    resource: Mapping[str, Any]
+    live: Mapping[str, str]
+    roles: Mapping[str, str]
+    documents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def status(self) -> str:
+        """Azure's word."""
+        return str(self.resource["properties"].get("provisioningState", ""))
+
+    @property
+    def weights(self) -> dict[str, int]:
+        """Share of the traffic of each version that is there."""
+        traffic = self.resource["properties"].get("traffic") or {}
+        return {version: int(traffic.get(deployment_name(version), 0)) for version in self.live}
+
+
+class Hosting:
+    """The endpoints of one workspace.
+
+    Args:
+        session: The workspace.
+        storage: Our folder.
+        identity: The user-assigned identity; None for one of each endpoint's own.
+        state: Where fetched models are kept.
+        poll: Seconds between two looks.
+    """
+
+    def __init__(
+        self, session: AzureSession, storage: Storage, identity: str | None, state: Path, *, poll: float
+    ) -> None:
+        self._session = session
+        self._storage = storage
+        self._identity = identity
+        self._models = state / "models"
+        self._poll = poll
+        self._inputs = InputCheck(self._champion)
+        self._doors: dict[str, tuple[str, str]] = {}
+
+    # Asking
+
+    def get(self, name: str) -> Endpoint:
+        """One endpoint. Raises EndpointNotFoundError."""
+        return self._view(self._state(name))
+
+    def all(self) -> list[Endpoint]:
+        """All of ours, by name."""
+        found = []
+        for resource in self._session.pages("/onlineEndpoints", what="Endpoints cannot be listed"):
+            name = (resource.get("tags") or {}).get(ENDPOINT_TAG)
+            if name and resource["name"] == self._azure(name):
+                # Between the two calls somebody may have deleted it.
+                with contextlib.suppress(EndpointNotFoundError):
+                    found.append(self._view(self._state(name, resource)))
+        return sorted(found, key=lambda endpoint: endpoint.name)
+
+    def input_example(self, endpoint: Endpoint) -> Any:
+        """What the model that gets most of the traffic was saved with as an example of its input."""
+        served = max(endpoint.deployments, key=lambda item: item.weight, default=None)
+        return self._document(endpoint.name, served.version).get("input_example") if served else None
+
+    def predict(self, name: str, data: Any) -> Any:
+        """Ask an endpoint. Raises InvalidInputError, EndpointNotFoundError, ProviderError."""
+        body = json.dumps(data).encode()
+        self._inputs.check(name, body)
+        try:
+            reply = self._score(name, body, tracing.headers())
+        except OutOfReachError:
+            # An endpoint that is gone takes its address with it.
+            self._state(name)
+            raise
+        if reply.status_code == 404:
+            self._doors.pop(name, None)
+            self._state(name)
+        if reply.status_code != 200:
+            raise _model_error(name, reply)
+        try:
+            return json.loads(reply.content)
+        except ValueError as error:
+            raise ProviderError(
+                f"Endpoint {name!r} did not answer with JSON: {reply.content[:200]!r}."
+            ) from error
+
+    def _score(self, name: str, body: bytes, headers: Mapping[str, str]) -> Any:
+        address, key = self._door(name)
+        return self._session.score(address, body, headers, key, f"Endpoint {name!r} cannot be asked")
+
+    def _door(self, name: str) -> tuple[str, str]:
+        """Where an endpoint answers, and its key where it has any."""
+        if name not in self._doors:
+            properties = self._resource(name)["properties"]
+            key = ""
+            if properties["authMode"] == "Key":
+                found = self._session.call(
+                    "POST",
+                    f"{self._path(name)}/listKeys",
+                    what=f"The key of endpoint {name!r} cannot be read",
+                )
+                key = str((found or {}).get("primaryKey") or "")
+            self._doors[name] = (str(properties["scoringUri"]), key)
+        return self._doors[name]
+
+    def _champion(self, name: str) -> Mapping[str, Any]:
+        check_name(name)
+        version = (self._resource(name).get("tags") or {}).get(role_tag("champion"), "")
+        return self._document(name, version) if version else {}
+
+    def _found(self, name: str) -> dict[str, Any] | None:
+        what = f"Endpoint {name!r} cannot be looked at"
+        return self._session.call("GET", self._path(name), what=what, missing=True)
+
+    def _resource(self, name: str) -> dict[str, Any]:
+        found = self._found(name)
+        if found is None or not _is_ours(found, name):
+            raise self._unknown(name)
+        return found
+
+    def _state(self, name: str, resource: Mapping[str, Any] | None = None) -> State:
+        check_name(name)
+        found = resource if resource is not None else self._resource(name)
+        tags = found.get("tags") or {}
+        roles = {role: tags[role_tag(role)] for role in ROLES if tags.get(role_tag(role))}
+        live = {}
+        for item in self._deployments(name):
+            if version := version_of(item["name"]):
+                live[version] = str(item["properties"].get("provisioningState", ""))
+        documents = {version: self._document(name, version) for version in roles.values()}
+        return State(name, found, live, roles, documents)
+
+    def _deployments(self, name: str) -> Iterator[dict[str, Any]]:
+        what = f"The deployments of endpoint {name!r} cannot be listed"
+        found = self._session.call("GET", f"{self._path(name)}/deployments", what=what, missing=True)
+        yield from (found or {}).get("value", ())
+
+    def _document(self, name: str, version: str) -> dict[str, Any]:
+        raw = self._storage.read(self._place(name, version, "deployment.json"))
+        found: dict[str, Any] = json.loads(raw) if raw else {}
+        return found
+
+    def _azure(self, name: str) -> str:
+        return azure_name(self._session.workspace_id, name)
+
+    def _path(self, name: str) -> str:
+        check_name(name)
+        return f"/onlineEndpoints/{self._azure(name)}"
+
+    def _place(self, name: str, *parts: str) -> str:
+        head = [f"v{parts[0]}", *parts[1:]] if parts else []
+        return self._storage.uri("endpoints", self._azure(name), *head)
+
+    def _view(self, state: State) -> Endpoint:
+        found = deployments(
+            state.roles,
+            state.weights,
+            state.documents,
+            {version: _STATUS.get(word, EndpointStatus.STOPPED) for version, word in state.live.items()},
+        )
+        status = _STATUS.get(state.status, EndpointStatus.STOPPED)
+        if status is EndpointStatus.HEALTHY and not any(state.weights.values()):
+            # It is there, and nothing of it gets a request.
+            status = EndpointStatus.CREATING
+        message = "" if state.status == "Succeeded" else f"Azure says: {state.status}."
+        url = str(state.resource["properties"].get("scoringUri") or "")
+        return Endpoint(state.name, "azure", url, status, found, message)
+
+    def _unknown(self, name: str) -> EndpointNotFoundError:
+        return EndpointNotFoundError(
+            f"There is no endpoint {name!r} at provider 'azure'.",
+            hint="`notebooked endpoints --provider azure` lists what there is.",
+        )
+
+    # Changing
+
+    def deploy(
+        self,
+        experiment: Experiment,
+        options: AzureEndpoint,
+        model_uri: str,
+        name: str,
+        *,
+        weight: int,
+        labels: Mapping[str, str],
+        tracking_uri: str | None,
+    ) -> Endpoint:
+        """Serve a model; see ``BaseProvider.deploy``."""
+        check_name(name)
+        check_weight(weight)
+        folder = model_folder(model_uri, "azureml://", self._models, self._storage.fetch_folder, tracking_uri)
+        with self._alone(name):
+            before = self._before(name)
+            version = self._next(name, before)
+            roles = roles_after(before.roles if before else {}, version, weight)
+            try:
+                body, document = self._prepare(experiment, options, folder, model_uri, name, version, labels)
+                if before is None:
+                    self._make_endpoint(name, options)
+                self._make_deployment(name, version, body)
+                self._try(name, version, document)
+                self._move(name, before, version, roles, weight, options, document)
+            except BaseException:
+                self._withdraw(name, version, before)
+                raise
+            self._tidy(name, options)
+            return self._view(self._state(name))
+
+    def rollback(self, name: str) -> Endpoint:
+        """Serve the previous version again."""
+        roles_back(name, self._state(name).roles)
+        with self._alone(name):
+            state = self._state(name)
+            # A version that is there and does not run is none to go back to.
+            running = {role: version for role, version in state.roles.items() if self._runs(state, version)}
+            roles = {**roles_back(name, running), "previous": state.roles["champion"]}
+            self._share(name, {roles["champion"]: 100}, roles)
+            self._tidy(name, None)
+            return self._view(self._state(name))
+
+    def traffic(self, name: str, weights: Mapping[str, int]) -> Endpoint:
+        """Set each version's share."""
+        state = self._state(name)
+        check_shares(name, weights, state.weights)
+        with self._alone(name):
+            self._share(name, weights, state.roles)
+            return self._view(self._state(name))
+
+    def delete(self, name: str) -> list[str]:
+        """Remove an endpoint and all that was made for it."""
+        documents = self._state(name).documents
+        with self._alone(name):
+            self._remove_endpoint(name)
+        kept = sorted({str(item.get("model_uri")) for item in documents.values()} - {"None", ""})
+        environments = sorted(
+            {str(item["environment"]) for item in documents.values() if item.get("environment")}
+        )
+        return [
+            *(f"The model {uri} is kept." for uri in kept),
+            *(f"The environment {found} is kept: others may use it." for found in environments),
+        ]
+
+    def _remove_endpoint(self, name: str) -> None:
+        self._remove(self._path(name), f"Endpoint {name!r} cannot be deleted")
+        for kind in ("models", "codes"):
+            where = f"/{kind}/{self._azure(name)}"
+            what = f"What belongs to endpoint {name!r} cannot be removed"
+            listed = self._session.call("GET", f"{where}/versions", what=what, missing=True)
+            for item in (listed or {}).get("value", ()):
+                self._session.call("DELETE", f"{where}/versions/{item['name']}", what=what, missing=True)
+            self._session.call("DELETE", where, what=what, missing=True)
+        self._storage.remove_below(self._place(name))
+        self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        self._inputs.forget(name)
+        self._doors.pop(name, None)
+
+    @staticmethod
+    def _runs(state: State, version: str) -> bool:
+        return state.live.get(version) == "Succeeded" or version == state.roles.get("champion")
+
+    # The steps of a deployment
+
+    @contextlib.contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        """One at a time, from whichever machine; and what Azure says when somebody else changes it all the same."""
+        said = conflict(name, "another deployment is under way")
+        try:
+            with self._storage.lock(self._storage.uri("locks", self._azure(name)), said.message):
+                yield
+        except ProviderError as error:
+            if type(error) is ProviderError and error.details.get("status") == 409:
+                raise conflict(name, error.message) from error
+            raise
+        finally:
+            self._forget(name)
+
+    def _before(self, name: str) -> State | None:
+        found = self._found(name)
+        if found is None:
+            return None
+        if not _is_ours(found, name):
+            raise DeploymentError(
+                f"The workspace has an endpoint {self._azure(name)!r} that is not of this project.",
+                hint="Choose another name for the endpoint.",
+            )
+        state = self._state(name, found)
+        if state.status in _MOVING:
+            raise conflict(name, state.status)
+        if not state.roles:
+            # A first deployment that did not come to its end; it never served anything.
+            self._remove_endpoint(name)
+            return None
+        return state
+
+    def _next(self, name: str, before: State | None) -> str:
+        """The next version's number; never one that was used, so that nothing of another is taken for it."""
+        pattern = re.compile(rf"{re.escape(self._place(name))}/v(\d+)/")
+        used = [
+            int(match[1]) for uri in self._storage.names(self._place(name)) if (match := pattern.match(uri))
+        ]
+        served = [int(version) for version in (before.live if before else ())]
+        version = str(max([0, *used, *served]) + 1)
+        self._storage.write(self._place(name, version, "reserved"), b"")
+        return version
+
+    def _prepare(
+        self,
+        experiment: Experiment,
+        options: AzureEndpoint,
+        folder: Path,
+        model_uri: str,
+        name: str,
+        version: str,
+        labels: Mapping[str, str],
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Model, code and environment of a version; the deployment's body and our description."""
+        code = serving_code(experiment, folder)
+        environment = images.choose(
+            "inference",
+            self._session.workspace_id,
+            options.instance_type,
+            requirements("inference", code, experiment.scripts).decode("utf-8", "replace"),
+            options.image,
+            options.environment,
+        )
+        images.ensure(self._session, environment)
+        place = model_uri
+        if not model_uri.startswith("azureml://"):
+            place = self._place(name, version, "model")
+            self._storage.upload_folder(folder, place)
+        model = self._asset(
+            "models", name, version, {"modelType": "custom_model", "modelUri": self._storage.long(place)}
+        )
+        script = self._asset("codes", name, version, {"codeUri": self._send_code(name, version, code)})
+        environment_id = environment.id(self._session.workspace_id)
+        body = deployment_request(
+            options,
+            self._session.location,
+            model=model,
+            code=script,
+            environment=environment_id,
+            variables=experiment.environment,
+        )
+        document = description(
+            experiment,
+            folder,
+            model_uri,
+            version,
+            labels,
+            environment=environment_id.rpartition("/environments/")[2] if not environment.given else "",
+        )
+        self._storage.write(
+            self._place(name, version, "deployment.json"), json.dumps(document, indent=1).encode()
+        )
+        return body, document
+
+    def _send_code(self, name: str, version: str, code: Path) -> str:
+        target = self._place(name, version, "code")
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            for file in code.iterdir():
+                if file.suffix == ".py" or file.name == "source_map.json":
+                    (folder / file.name).write_bytes(file.read_bytes())
+            (folder / SCRIPT).write_bytes(Path(__file__).with_name("score.py").read_bytes())
+            self._storage.upload_folder(folder, target)
+        return self._storage.url(target)
+
+    def _asset(self, kind: str, name: str, version: str, properties: Mapping[str, Any]) -> str:
+        path = f"/{kind}/{self._azure(name)}/versions/{version}"
+        self._session.call(
+            "PUT",
+            path,
+            {"properties": {**properties, "tags": {ENDPOINT_TAG: name}}},
+            what=f"Version {version} of endpoint {name!r} cannot be made",
+        )
+        return f"{self._session.workspace_id}{path}"
+
+    def _make_endpoint(self, name: str, options: AzureEndpoint) -> None:
+        body = endpoint_request(name, options, self._session.location, self._identity)
+        self._change(self._path(name), body, f"Endpoint {name!r} cannot be made", name)
+
+    def _make_deployment(self, name: str, version: str, body: Mapping[str, Any]) -> None:
+        path = f"{self._path(name)}/deployments/{deployment_name(version)}"
+        self._change(path, body, f"Version {version} of endpoint {name!r} cannot be made", name, version)
+
+    def _change(
+        self, path: str, body: Mapping[str, Any], what: str, name: str, version: str | None = None
+    ) -> None:
+        """Make or change something, and wait until Azure is done with it."""
+        operation = self._session.begin("PUT", path, body, what=what)
+        state = self._settled(lambda: self._session.call("GET", path, what=what, missing=True))
+        if state == "Succeeded":
+            return
+        reason = self._session.outcome(operation, what=what) or state or "it is gone"
+        trace = self._traceback(name, version) if version is not None else ""
+        raise DeploymentError(
+            f"Endpoint {name!r} did not become healthy: {reason.rstrip('.')}.\n{trace}".rstrip(),
+            hint=f"`az ml online-deployment get-logs --endpoint-name {self._azure(name)}` has the container's log.",
+            details={"status": state, "reason": reason},
+        )
+
+    def _settled(self, look: Callable[[], dict[str, Any] | None]) -> str:
+        """Azure's last word on something; empty where it is gone."""
+        outage = Outage(budget_of("azure"), base=self._poll)
+        while True:
+            try:
+                found = look()
+            except OutOfReachError as error:
+                log.warning("%s It is looked at again.", error.message)
+                if not outage.goes_on():
+                    raise
+                continue
+            outage.over()
+            if found is None:
+                return ""
+            state = str(found["properties"].get("provisioningState", ""))
+            if state not in _MOVING:
+                return state
+            time.sleep(self._poll)
+
+    def _try(self, name: str, version: str, document: Mapping[str, Any]) -> None:
+        """Send the model's own example to the new version alone. Raises DeploymentError where it does not answer."""
+        example = document.get("input_example")
+        if example is None:
+            return
+        reply = None
+        for attempt in range(1, _TRIES + 1):
+            with contextlib.suppress(OutOfReachError):
+                reply = self._score(
+                    name, json.dumps(example).encode(), {"azureml-model-deployment": deployment_name(version)}
+                )
+                if reply.status_code not in _BUSY:
+                    break
+            # A new endpoint's name takes a while to be known.
+            if attempt == _TRIES or not budget_of("azure").take():
+                break
+            time.sleep(retrying.wait(attempt, 2 * self._poll))
+        if reply is not None and reply.status_code == 200:
+            return
+        if reply is not None and reply.status_code in (401, 403):
+            log.warning(
+                "Version %s of endpoint %s could not be tried: we may not ask it. It is healthy.",
+                version,
+                name,
+            )
+            return
+        said = "nothing" if reply is None else f"{reply.status_code}: {reply.content[:500]!r}"
+        raise DeploymentError(
+            f"Version {version} of endpoint {name!r} started, and answered the model's example with {said}.\n"
+            f"{self._traceback(name, version)}".rstrip(),
+            hint="Correct the inference code; the version was removed.",
+        )
+
+    def _move(
+        self,
+        name: str,
+        before: State | None,
+        version: str,
+        roles: Mapping[str, str],
+        weight: int,
+        options: AzureEndpoint,
+        document: Mapping[str, Any],
+    ) -> None:
+        champion = before.roles.get("champion") if before is not None else None
+        if champion is None or champion not in (before.live if before else {}):
+            self._share(name, {version: 100}, roles)
+            return
+        if weight < 100:
+            self._share(name, {champion: 100 - weight, version: weight}, roles)
+            return
+        try:
+            for share in steps(options):
+                if share == 100:
+                    self._share(name, {version: 100}, roles)
+                    return
+                self._share(
+                    name,
+                    {champion: 100 - share, version: share},
+                    {"champion": champion, "challenger": version},
+                )
+                self._watch(name, version, document, options.bake)
+        except BaseException:
+            assert before is not None
+            with contextlib.suppress(NotebookedError):
+                # Azure refuses a change while it is busy with the one that we gave up.
+                self._settled(lambda: self._resource(name))
+                self._share(name, {v: share for v, share in before.weights.items() if share}, before.roles)
+            raise
+
+    def _watch(self, name: str, version: str, document: Mapping[str, Any], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            time.sleep(min(self._poll, max(0.0, deadline - time.monotonic())))
+            self._try(name, version, document)
+
+    def _share(self, name: str, weights: Mapping[str, int], roles: Mapping[str, str]) -> None:
+        body = with_traffic(self._resource(name), weights, roles)
+        self._change(self._path(name), body, f"The traffic of endpoint {name!r} cannot be changed", name)
+
+    def _traceback(self, name: str, version: str) -> str:
+        """The last traceback of the container's log; empty where there is none to be had."""
+        path = f"{self._path(name)}/deployments/{deployment_name(version)}/getLogs"
+        with contextlib.suppress(Exception):
+            body = {"containerType": "InferenceServer", "tail": 500}
+            found = self._session.call("POST", path, body, what="The container's log cannot be read")
+            return remapped_traceback(logged_traceback(str((found or {}).get("content") or "")), Path())
+        return ""
+
+    def _withdraw(self, name: str, version: str, before: State | None) -> None:
+        """Remove what a deployment that failed made; what is served stays."""
+        with contextlib.suppress(NotebookedError):
+            if before is None:
+                self._remove_endpoint(name)
+                return
+            self._remove_version(name, version)
+
+    def _tidy(self, name: str, options: AzureEndpoint | None) -> None:
+        """Remove versions that nothing serves or keeps for a rollback."""
+        with contextlib.suppress(NotebookedError):
+            state = self._state(name)
+            roles = dict(state.roles)
+            if options is not None and not options.standby and "previous" in roles:
+                del roles["previous"]
+                self._share(name, {v: share for v, share in state.weights.items() if share}, roles)
+            for version in set(state.live) - set(roles.values()):
+                self._remove_version(name, version)
+
+    def _remove_version(self, name: str, version: str) -> None:
+        what = f"Version {version} of endpoint {name!r} cannot be removed"
+        self._remove(f"{self._path(name)}/deployments/{deployment_name(version)}", what)
+        for kind in ("models", "codes"):
+            self._session.call(
+                "DELETE", f"/{kind}/{self._azure(name)}/versions/{version}", what=what, missing=True
+            )
+        # The number stays taken: Azure may remember what it was given under it.
+        place = self._place(name, version)
+        self._storage.remove_below(place, but=f"{place}/reserved")
+
+    def _remove(self, path: str, what: str) -> None:
+        """Delete something, and wait until it is gone."""
+
+        def look() -> dict[str, Any] | None:
+            return self._session.call("GET", path, what=what, missing=True)
+
+        # What is still being made cannot be deleted.
+        if not self._settled(look):
+            return
+        operation = self._session.begin("DELETE", path, None, what=what)
+        if state := self._settled(look):
+            reason = self._session.outcome(operation, what=what) or state
+            raise ProviderError(f"{what}: {reason.rstrip('.')}.", details={"status": state})
+
+
+def _is_ours(resource: Mapping[str, Any], name: str) -> bool:
+    return (resource.get("tags") or {}).get(ENDPOINT_TAG) == name
+
+
+def logged_traceback(log_text: str) -> str:
+    """The last traceback of the user's code in the log of Azure's inference server; empty where there is none.
+
+    The server writes its first line behind words of its own, and an exception of its own after it; where the code failed at
+    the start, a second traceback follows that has only the server's.
+    """
+    last = re.split(r"(?m)^.*\bEncountered Exception:? (?=Traceback )", log_text)[-1]
+    return find_traceback(last.split(_WRAPPED)[0])
+
+
+def _model_error(name: str, reply: Any) -> NotebookedError:
+    """What an endpoint answered that is no prediction, as ours."""
+    own = reply.headers.get("ms-azureml-model-error-statuscode")
+    status = int(own) if own and own.isdigit() else int(reply.status_code)
+    said = reply.content.decode("utf-8", "replace").strip()[:2000]
+    details = {"status": status, "endpoint": name}
+    if status in (401, 403) and own is None:
+        from notebooked_dagster.errors import CredentialsError
+
+        return CredentialsError(
+            f"Endpoint {name!r} does not let us ask it: {said or status}.",
+            hint="`notebooked plan --policy` prints the role that it takes.",
+            details=details,
+        )
+    if status in _BUSY:
+        return OutOfReachError(
+            f"Endpoint {name!r} is busy: {said or status}.", hint="Try again in a minute.", details=details
+        )
+    if 400 <= status < 500:
+        return InvalidInputError(f"Endpoint {name!r} refused the input: {said}", details=details)
+    return ProviderError(
+        f"Endpoint {name!r} failed to answer: {said}",
+        hint="`az ml online-deployment get-logs` has its log.",
+        details=details,
+    )

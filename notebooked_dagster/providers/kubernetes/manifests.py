@@ -1,0 +1,197 @@
+"""The objects that an endpoint is made of."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from notebooked_dagster.config.kubernetes import Autoscaling, Ingress, KubernetesEndpoint
+from notebooked_dagster.providers.cloud.serving import ROLES
+
+from .pods import MANAGED, pod_spec, variables
+from .storage import ObjectStore
+
+PORT = 8080
+_PREFIX = "nbd-"
+# Labels: `ENDPOINT` is the name in Kubernetes; `GROUP` is shared by a champion and its challengers.
+ENDPOINT, VERSION, GROUP = "notebooked/endpoint", "notebooked/version", "notebooked/group"
+# Annotations; `ENDPOINT` among them is the name as the user calls it.
+ROLE, SHARES, ADDRESS, NONCE = (
+    "notebooked/",
+    "notebooked/shares",
+    "notebooked/address",
+    "notebooked/nonce",
+)
+# Seconds that pods which are taken down go on answering: proxies learn of it a little later.
+_DRAIN = 5
+
+
+def kube_name(name: str) -> str:
+    """An endpoint's name in Kubernetes, which takes no underscores."""
+    return _PREFIX + name.replace("_", "-")
+
+
+def marks(thing: Mapping[str, Any]) -> dict[str, str]:
+    """The annotations of an object."""
+    return dict(thing["metadata"].get("annotations") or {})
+
+
+def address(name: str, options: KubernetesEndpoint) -> str | None:
+    """Where an endpoint is reached from outside of the cluster; None where it is not."""
+    if options.ingress is None:
+        return None
+    scheme = "https" if options.ingress.tls_from else "http"
+    return f"{scheme}://{_host(name, options.ingress)}"
+
+
+def deployment(
+    name: str,
+    version: str,
+    group: str,
+    options: KubernetesEndpoint,
+    *,
+    image: str,
+    store: ObjectStore,
+    model: str,
+    environment: Mapping[str, str],
+    service_account: str | None,
+    pull_from: Sequence[str],
+    nonce: str,
+) -> dict[str, Any]:
+    """A version, without any pods yet."""
+    own = {ENDPOINT: kube_name(name), VERSION: version, GROUP: group}
+    labels = {**options.labels, **MANAGED, **own}
+    ping = {"httpGet": {"path": "/ping", "port": "http"}, "timeoutSeconds": 5}
+    pod = pod_spec(
+        options,
+        "serve",
+        image=image,
+        environment=[
+            *variables({**environment, "NOTEBOOKED_MODEL": model, "NOTEBOOKED_PORT": str(PORT)}),
+            *store.variables(),
+        ],
+        access_from=store.options.access_from,
+        service_account=service_account,
+        pull_from=pull_from,
+        more={
+            "ports": [{"name": "http", "containerPort": PORT}],
+            # Installing and loading may take as long as the version may take to become ready, and no longer.
+            "startupProbe": {
+                **ping,
+                "periodSeconds": 5,
+                "failureThreshold": max(1, math.ceil(options.health_timeout / 5)),
+            },
+            "readinessProbe": {**ping, "periodSeconds": 5},
+            "livenessProbe": {**ping, "periodSeconds": 20, "failureThreshold": 6},
+            "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(_DRAIN)]}}},
+        },
+        terminationGracePeriodSeconds=30,
+    )
+    annotations = dict(options.annotations)
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {
+            "name": f"{kube_name(name)}-v{version}",
+            "labels": labels,
+            "annotations": {ENDPOINT: name, NONCE: nonce},
+        },
+        "spec": {
+            "replicas": 0,
+            "selector": {"matchLabels": own},
+            "progressDeadlineSeconds": max(options.health_timeout, 600),
+            "template": {
+                "metadata": {"labels": labels, **({"annotations": annotations} if annotations else {})},
+                "spec": pod,
+            },
+        },
+    }
+
+
+def service(name: str, version: str, roles: Mapping[str, str], options: KubernetesEndpoint) -> dict[str, Any]:
+    """An endpoint whose first version this is."""
+    found = address(name, options)
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {
+            "name": kube_name(name),
+            "labels": {**options.labels, **MANAGED, ENDPOINT: kube_name(name)},
+            "annotations": {
+                ENDPOINT: name,
+                **{ROLE + role: roles[role] for role in ROLES if role in roles},
+                SHARES: json.dumps({version: 100}),
+                **({ADDRESS: found} if found else {}),
+            },
+        },
+        "spec": {
+            "selector": {ENDPOINT: kube_name(name), VERSION: version},
+            "ports": [{"name": "http", "port": 80, "targetPort": "http", "appProtocol": "http"}],
+        },
+    }
+
+
+def autoscaler(owner: Mapping[str, Any], options: Autoscaling) -> dict[str, Any]:
+    """More pods of a version under load; it rests while the Deployment has none, and goes with it."""
+    name = owner["metadata"]["name"]
+    return {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": {
+            "name": name,
+            "labels": dict(owner["metadata"]["labels"]),
+            "ownerReferences": [_owner(owner, "apps/v1", "Deployment")],
+        },
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": name},
+            "minReplicas": options.min,
+            "maxReplicas": options.max,
+            "metrics": [
+                {
+                    "type": "Resource",
+                    "resource": {
+                        "name": "cpu",
+                        "target": {"type": "Utilization", "averageUtilization": options.cpu_target},
+                    },
+                }
+            ],
+        },
+    }
+
+
+def ingress(name: str, owner: Mapping[str, Any], options: Ingress) -> dict[str, Any]:
+    """The way in from outside of the cluster; it goes with the Service."""
+    host = _host(name, options)
+    backend = {"service": {"name": kube_name(name), "port": {"name": "http"}}}
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "Ingress",
+        "metadata": {
+            "name": kube_name(name),
+            "labels": {**MANAGED, ENDPOINT: kube_name(name)},
+            "annotations": dict(options.annotations),
+            "ownerReferences": [_owner(owner, "v1", "Service")],
+        },
+        "spec": {
+            **({"ingressClassName": options.class_name} if options.class_name else {}),
+            **({"tls": [{"hosts": [host], "secretName": options.tls_from}]} if options.tls_from else {}),
+            "rules": [
+                {"host": host, "http": {"paths": [{"path": "/", "pathType": "Prefix", "backend": backend}]}}
+            ],
+        },
+    }
+
+
+def _host(name: str, options: Ingress) -> str:
+    return options.host.replace("{endpoint}", name.replace("_", "-"))
+
+
+def _owner(thing: Mapping[str, Any], version: str, kind: str) -> dict[str, str]:
+    return {
+        "apiVersion": version,
+        "kind": kind,
+        "name": thing["metadata"]["name"],
+        "uid": thing["metadata"]["uid"],
+    }

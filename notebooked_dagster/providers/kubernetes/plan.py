@@ -1,0 +1,279 @@
+"""What training an experiment would send and need; only questions are asked that change nothing.
+
+A cluster has no price list: what a node costs is known to whoever pays for it, and nothing is said of it here.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import tarfile
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from notebooked_dagster.errors import EndpointNotFoundError, NotebookedError
+from notebooked_dagster.providers.arguments import data_location, is_url
+from notebooked_dagster.providers.base import Experiment, Plan, PlanItem
+from notebooked_dagster.providers.cloud.provider import job_name
+
+from .policy import RULES, account_policy, caller_policy, store_policy
+from .session import translated
+
+if TYPE_CHECKING:
+    from .provider import KubernetesProvider
+
+_REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+_SUFFIXES = {
+    "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18,
+    "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50, "Ei": 2**60,
+}  # fmt: skip
+
+
+def plan(provider: KubernetesProvider, experiment: Experiment, endpoint_name: str | None) -> Plan:
+    """See ``BaseProvider.plan``."""
+    spec = provider.checked_spec(experiment)
+    job_id = job_name(experiment.name, experiment.idempotency_token)
+    data = data_location(experiment)
+    sent_data = None
+    if data is not None:
+        sent_data = data if is_url(data) else provider.storage.uri("data", "<hash>", Path(data).name)
+    environment = {**experiment.environment, "NOTEBOOKED_EXPERIMENT": experiment.name}
+    request = provider.request(job_id, spec, environment, sent_data)
+    inner = request["spec"]["template"]["spec"]["containers"][0]
+    limits = inner["resources"]["limits"]
+    facts: dict[str, str | float] = {
+        "container": inner["image"],
+        "service account": provider.service_account or "the namespace's default",
+        "object store": provider.storage.uri(),
+        "pods": spec.instance_count,
+        "each asks for": ", ".join(
+            f"{value} {name}" for name, value in inner["resources"]["requests"].items()
+        ),
+        "each gets at most": ", ".join(f"{value} {name}" for name, value in limits.items()),
+        "time limit (s)": request["spec"]["template"]["spec"]["activeDeadlineSeconds"],
+    }
+    items = list(_looked(provider, request, data, endpoint_name))
+    namespace = _namespace(provider)
+    return Plan(
+        provider=provider.name,
+        experiment=experiment.name,
+        request=_shown(request),
+        files=_files(provider, experiment),
+        facts=facts,
+        items=tuple(items),
+        policies={
+            "caller": caller_policy(namespace),
+            "pods": account_policy(namespace, provider.service_account),
+            "object store": store_policy(
+                provider.storage.bucket,
+                provider.storage.prefix,
+                data if data is not None and is_url(data) else None,
+            ),
+        },
+    )
+
+
+def _namespace(provider: KubernetesProvider) -> str:
+    try:
+        return provider.session.namespace
+    except NotebookedError:
+        return "NAMESPACE"
+
+
+def _shown(request: dict[str, Any]) -> dict[str, Any]:
+    """The Job without secrets, and without the program that is the container's command."""
+    from notebooked_dagster.config.values import is_secret
+
+    shown = copy.deepcopy(request)
+    for inner in shown["spec"]["template"]["spec"]["containers"]:
+        inner["command"] = [text if len(text) < 100 else "<container.py>" for text in inner["command"]]
+        for variable in inner["env"]:
+            if is_secret((variable["name"],)):
+                variable["value"] = "***"
+    return shown
+
+
+def _files(provider: KubernetesProvider, experiment: Experiment) -> dict[str, int]:
+    with tempfile.TemporaryDirectory() as folder:
+        archive = Path(folder) / "package.tar.gz"
+        provider.package(experiment, archive)
+        with tarfile.open(archive) as opened:
+            found = {member.name: member.size for member in opened.getmembers()}
+    data = data_location(experiment)
+    if data is not None and not is_url(data):
+        path = Path(data)
+        files = [path] if path.is_file() else [item for item in path.rglob("*") if item.is_file()]
+        found[f"data: {data}"] = sum(item.stat().st_size for item in files)
+    return found
+
+
+def _looked(
+    provider: KubernetesProvider, request: dict[str, Any], data: str | None, endpoint_name: str | None
+) -> Iterator[PlanItem]:
+    session = provider.session
+    try:
+        with translated("The cluster cannot be looked at"):
+            version = session.again(lambda: session.send("GET", "/version")).json()
+        where = f"{session.host} ({session.context})"
+    except NotebookedError as error:
+        # Nothing else can be asked of it; the object store can.
+        yield PlanItem("missing", f"The cluster: {error.message}", error.hint or "")
+    else:
+        yield PlanItem("exists", f"The cluster at {where}, Kubernetes {version.get('gitVersion', '?')}.")
+        yield from _permissions(provider)
+        yield from _account(provider)
+        yield from _quota(provider, request)
+    yield from _store(provider)
+    if data is not None and is_url(data):
+        yield from _data(provider, data)
+    if endpoint_name is not None:
+        yield from _endpoint(provider, endpoint_name)
+
+
+def _permissions(provider: KubernetesProvider) -> Iterator[PlanItem]:
+    denied = []
+    try:
+        with translated("The caller's permissions cannot be looked at"):
+            for (group, resource), verbs in RULES.items():
+                denied += [
+                    f"{verb} {resource}" for verb in verbs if not _may(provider, group, resource, verb)
+                ]
+    except NotebookedError as error:
+        yield PlanItem("unknown", error.message, error.hint or "")
+        return
+    where = f"the namespace {provider.session.namespace!r}"
+    if denied:
+        yield PlanItem(
+            "missing",
+            f"The caller's permissions in {where}: not {', '.join(denied)}.",
+            "`notebooked plan --policy` prints the Role.",
+        )
+    else:
+        yield PlanItem("exists", f"The caller's permissions in {where}.")
+
+
+def _may(provider: KubernetesProvider, group: str, resource: str, verb: str) -> bool:
+    name, _, sub = resource.partition("/")
+    asked = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectAccessReview",
+        "spec": {
+            "resourceAttributes": {
+                "namespace": provider.session.namespace,
+                "group": group,
+                "resource": name,
+                "verb": verb,
+                **({"subresource": sub} if sub else {}),
+            }
+        },
+    }
+    session = provider.session
+    reply = session.again(lambda: session.send("POST", _REVIEWS, body=asked)).json()
+    return bool(reply.get("status", {}).get("allowed"))
+
+
+def _account(provider: KubernetesProvider) -> Iterator[PlanItem]:
+    name = provider.service_account
+    if name is None:
+        yield PlanItem("exists", "Pods run under the namespace's default service account.")
+        return
+    try:
+        with translated(f"The service account {name!r} cannot be looked at"):
+            found = provider.session.get("serviceaccounts", name)
+    except NotebookedError as error:
+        yield PlanItem("unknown", error.message, error.hint or "")
+        return
+    if found is None:
+        yield PlanItem(
+            "missing",
+            f"There is no service account {name!r}.",
+            f"kubectl create serviceaccount {name} --namespace {provider.session.namespace}",
+        )
+    else:
+        yield PlanItem("exists", f"The service account {name!r}.")
+
+
+def _quota(provider: KubernetesProvider, request: dict[str, Any]) -> Iterator[PlanItem]:
+    try:
+        with translated("The namespace's quotas cannot be looked at"):
+            quotas = provider.session.list("resourcequotas")
+    except NotebookedError as error:
+        yield PlanItem("unknown", error.message, error.hint or "")
+        return
+    wanted = needed(request)
+    for quota in quotas:
+        name, status = quota["metadata"]["name"], quota.get("status", {})
+        short = []
+        for key, hard in (status.get("hard") or quota["spec"].get("hard") or {}).items():
+            used = (status.get("used") or {}).get(key, "0")
+            if key in wanted and amount(used) + wanted[key] > amount(hard):
+                short.append(f"{key} is {hard}, of which {used} are used")
+        if short:
+            yield PlanItem(
+                "missing",
+                f"The quota {name!r} does not suffice: {'; '.join(short)}.",
+                "Ask for less in options.training, wait, or have it raised.",
+            )
+        else:
+            yield PlanItem("exists", f"The quota {name!r} suffices.")
+
+
+def needed(request: Mapping[str, Any]) -> dict[str, float]:
+    """What a Job takes of a ResourceQuota."""
+    count = request["spec"].get("parallelism", 1)
+    found: dict[str, float] = {"pods": count, "count/pods": count, "count/jobs.batch": 1}
+    asked = request["spec"]["template"]["spec"]["containers"][0]["resources"]
+    for name, value in asked["requests"].items():
+        found[f"requests.{name}"] = count * amount(value)
+        if name in ("cpu", "memory", "ephemeral-storage"):
+            found[name] = count * amount(value)
+    found |= {f"limits.{name}": count * amount(value) for name, value in asked["limits"].items()}
+    return found
+
+
+def amount(quantity: str) -> float:
+    """A quantity of Kubernetes as a number."""
+    match = re.fullmatch(r"([\d.]+)([A-Za-z]*)", quantity)
+    return float(match[1]) * _SUFFIXES.get(match[2], 1.0) if match else 0.0
+
+
+def _store(provider: KubernetesProvider) -> Iterator[PlanItem]:
+    store = provider.storage
+    try:
+        store.holds(store.uri())
+    except NotebookedError as error:
+        gone = "NoSuchBucket" in str(error.details.get("code", ""))
+        hint = f"Make the bucket {store.bucket!r}." if gone else error.hint or ""
+        yield PlanItem("missing" if gone else "unknown", error.message, hint)
+    else:
+        yield PlanItem("exists", f"The object store {store.uri()}.")
+    if store.options.access_from:
+        yield PlanItem(
+            "unknown",
+            f"Whether there is a Secret {store.options.access_from!r} is not asked: it takes the right to read it.",
+        )
+
+
+def _data(provider: KubernetesProvider, data: str) -> Iterator[PlanItem]:
+    try:
+        there = provider.storage.holds(data)
+    except NotebookedError as error:
+        yield PlanItem("unknown", error.message, error.hint or "")
+        return
+    if there:
+        yield PlanItem("exists", f"The data {data}.")
+    else:
+        yield PlanItem("missing", f"There is nothing at {data}.", "Put the data there, or correct data_path.")
+
+
+def _endpoint(provider: KubernetesProvider, name: str) -> Iterator[PlanItem]:
+    try:
+        live = provider.endpoint(name)
+    except EndpointNotFoundError:
+        yield PlanItem("new", f"The endpoint {name!r} would be made.")
+    except NotebookedError as error:
+        yield PlanItem("unknown", f"The endpoint {name!r} cannot be looked at: {error.message}")
+    else:
+        yield PlanItem("exists", f"The endpoint {name!r} ({live.status.value}) would get a new version.")

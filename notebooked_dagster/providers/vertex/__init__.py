@@ -1,0 +1,5 @@
+"""Google Vertex AI as a provider: training jobs, endpoints, their logs, and what they cost."""
+
+from .provider import VertexProvider
+
+__all__ = ["VertexProvider"]

@@ -1,0 +1,830 @@
+"""Endpoints in Vertex AI's terms.
+
+A version of an endpoint is a Model, an archive and a description in our folder of the bucket. It is deployed without any
+traffic first; Vertex AI reports that as done when its container is healthy. Traffic and roles move in one call afterwards
+(roles are labels of the endpoint), so that they never disagree, and only where nobody else has changed them meanwhile.
+
+API: Vertex AI v1, ``projects.locations.models`` and ``projects.locations.endpoints``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from notebooked_dagster.config.vertex import VertexEndpoint
+from notebooked_dagster.core.retrying import Outage
+from notebooked_dagster.errors import (
+    ConfigError,
+    DeploymentError,
+    EndpointNotFoundError,
+    InvalidInputError,
+    NotebookedError,
+    ProviderError,
+)
+from notebooked_dagster.providers.base import Endpoint, EndpointStatus, Experiment
+from notebooked_dagster.providers.cloud import serving
+from notebooked_dagster.providers.cloud.package import unpack
+from notebooked_dagster.providers.cloud.provider import OutOfReachError
+from notebooked_dagster.providers.cloud.serving import ROLES, InputCheck, conflict
+from notebooked_dagster.providers.failures import find_traceback, remapped_traceback
+
+from . import images
+from .logs import endpoint_filter, entries_since, text_of
+from .session import (
+    TIMEOUT,
+    GcpSession,
+    api_message,
+    code_of,
+    message_of,
+    package,
+    transient,
+    translated,
+    unclear,
+)
+from .storage import Storage
+from .training import command, label, machine_spec
+
+log = logging.getLogger("notebooked.providers.vertex")
+_PREFIX = "nbd-"
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,48}[a-z0-9]|[a-z0-9]")
+_OURS = "notebooked_endpoint"
+_SERVED_BY = "X-Vertex-AI-Deployed-Model-Id"
+_BUSY = re.compile(
+    r"(?i)other operations? running|being (updated|deployed|deleted)|etag|already exist|concurrent"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """An endpoint as Vertex AI and our descriptions have it now.
+
+    Attributes:
+        name: As the user calls it.
+        etag: Of the endpoint; another one after any change.
+        weights: Share of the traffic in percent, by version that runs.
+        roles: Version by role.
+        labels: The endpoint's.
+        message: What Vertex AI says of versions that are not well.
+        documents: Our description of each version that has a role.
+    """
+
+    name: str
+    etag: str
+    weights: Mapping[str, int]
+    roles: Mapping[str, str]
+    labels: Mapping[str, str]
+    message: str = ""
+    documents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+class Hosting:
+    """The endpoints of one folder of one bucket.
+
+    Args:
+        session: Credentials.
+        storage: Our folder.
+        state: Where fetched models are kept.
+        poll: Seconds between two looks.
+        service_account: That containers run under; one without rights in the project where None.
+        kms_key: Encrypts models and endpoints.
+    """
+
+    def __init__(
+        self,
+        session: GcpSession,
+        storage: Storage,
+        state: Path,
+        *,
+        poll: float,
+        service_account: str | None,
+        kms_key: str | None,
+    ) -> None:
+        self._session = session
+        self._storage = storage
+        self._models_folder = state / "models"
+        self._poll = poll
+        self._service_account = service_account
+        self._kms_key = kms_key
+        self._input = InputCheck(self._champion_document)
+
+    @property
+    def _endpoints(self) -> Any:
+        return self._session.client("endpoints")
+
+    @property
+    def _models(self) -> Any:
+        return self._session.client("models")
+
+    # Asking
+
+    def get(self, name: str) -> Endpoint:
+        """One endpoint. Raises EndpointNotFoundError."""
+        return self._view(self._state(name))
+
+    def all(self) -> list[Endpoint]:
+        """All of ours, by name."""
+        query = {"parent": self._session.parent, "filter": f"labels.{_OURS}:*", "page_size": 100}
+        with translated("Endpoints cannot be listed"):
+            found = self._session.again(
+                lambda: list(self._endpoints.list_endpoints(request=query, timeout=TIMEOUT))
+            )
+        states = [self._state_of(item) for item in found if _is_ours(item)]
+        return [self._view(state) for state in sorted(states, key=lambda state: state.name)]
+
+    def input_example(self, endpoint: Endpoint) -> Any:
+        """What the model that gets most of the traffic was saved with as an example of its input."""
+        served = max(endpoint.deployments, key=lambda item: item.weight, default=None)
+        return self._document(endpoint.name, served.version).get("input_example") if served else None
+
+    def predict(self, name: str, data: Any) -> Any:
+        """Ask an endpoint. Raises InvalidInputError, EndpointNotFoundError, ProviderError."""
+        body = json.dumps(data).encode()
+        self._input.check(name, body)
+        with translated(f"Endpoint {name!r} cannot be asked"):
+            try:
+                text = self._ask(name, body).content
+            except Exception as error:
+                if code_of(error) == 404:
+                    self._input.forget(name)
+                    raise self._unknown(name) from error
+                if said := _said_by_container(error):
+                    raise _model_error(name, _served_by(error), code_of(error), said) from error
+                raise
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise ProviderError(f"Endpoint {name!r} did not answer with JSON: {text[:200]!r}.") from error
+
+    def _ask(self, name: str, body: bytes) -> Any:
+        # Not by the SDK's PredictionServiceClient: over REST it wraps the body in JSON (`httpBody`), and the container is
+        # to get it as it is.
+        url = f"{self._url(name)}:rawPredict"
+        for attempt in (1, 2):
+            try:
+                return self._session.send("POST", url, content=body)
+            except Exception as error:
+                if attempt == 2 or _said_by_container(error) or not self._session.is_worth_another(error):
+                    raise
+            self._session.back_off(attempt)
+        raise AssertionError  # the second attempt raises
+
+    def _champion_document(self, name: str) -> Mapping[str, Any]:
+        state = self._state(name)
+        return state.documents.get(state.roles.get("champion", ""), {})
+
+    def _state(self, name: str) -> State:
+        check_name(name)
+        with translated(f"Endpoint {name!r} cannot be looked at"):
+            try:
+                found = self._session.again(
+                    lambda: self._endpoints.get_endpoint(name=self._resource(name), timeout=TIMEOUT)
+                )
+            except Exception as error:
+                if code_of(error) == 404:
+                    raise self._unknown(name) from error
+                raise
+        if not _is_ours(found):
+            raise self._unknown(name)
+        return self._state_of(found)
+
+    def _state_of(self, found: Any) -> State:
+        name, labels = found.display_name, dict(found.labels)
+        roles = {role: labels[f"notebooked_{role}"] for role in ROLES if labels.get(f"notebooked_{role}")}
+        messages = [
+            f"Version {item.id}: {item.status.message}"
+            for item in found.deployed_models
+            if item.status.message
+        ]
+        return State(
+            name=name,
+            etag=found.etag,
+            weights={item.id: int(found.traffic_split.get(item.id, 0)) for item in found.deployed_models},
+            roles=roles,
+            labels=labels,
+            message=" ".join(messages),
+            documents={version: self._document(name, version) for version in roles.values()},
+        )
+
+    def _document(self, name: str, version: str) -> dict[str, Any]:
+        found = self._storage.read(self._place(name, version, "deployment.json"))
+        document: dict[str, Any] = json.loads(found[0]) if found else {}
+        return document
+
+    def _place(self, name: str, *parts: str) -> str:
+        head = [f"v{parts[0]}", *parts[1:]] if parts else []
+        return self._storage.uri("endpoints", google_name(name), *head)
+
+    def _resource(self, name: str) -> str:
+        return f"{self._session.parent}/endpoints/{google_name(name)}"
+
+    def _model(self, name: str, version: str) -> str:
+        return f"{self._session.parent}/models/{google_name(name)}-v{version}"
+
+    def _url(self, name: str) -> str:
+        return f"{self._session.vertex_url}/v1/{self._resource(name)}"
+
+    def _view(self, state: State) -> Endpoint:
+        champion = state.roles.get("champion", "")
+        status = EndpointStatus.CREATING
+        if champion in state.weights:
+            status = EndpointStatus.DEGRADED if state.message else EndpointStatus.HEALTHY
+        elif champion:
+            status = EndpointStatus.STOPPED
+        deployments = serving.deployments(
+            state.roles, state.weights, state.documents, dict.fromkeys(state.weights, status)
+        )
+        return Endpoint(state.name, "vertex", self._url(state.name), status, deployments, state.message)
+
+    def _unknown(self, name: str) -> EndpointNotFoundError:
+        return EndpointNotFoundError(
+            f"There is no endpoint {name!r} at provider 'vertex'.",
+            hint="`notebooked endpoints --provider vertex` lists what there is.",
+        )
+
+    def logs(self, name: str, version: str | None) -> Iterator[str]:
+        """What a version printed, line by line; the champion where None."""
+        state = self._state(name)
+        wanted = version if version is not None else state.roles.get("champion", "")
+        document = state.documents.get(wanted) or self._document(name, wanted)
+        # Of a version that is gone, the log is still there for as long as Cloud Logging keeps it.
+        since = datetime.fromisoformat(document.get("created_at", "2024-01-01T00:00:00+00:00"))
+        entries, _ = entries_since(self._session, endpoint_filter(google_name(name), wanted), since)
+        return (line for entry in entries for line in text_of(entry).split("\n"))
+
+    # Changing
+
+    def deploy(
+        self,
+        experiment: Experiment,
+        options: VertexEndpoint,
+        model_uri: str,
+        name: str,
+        *,
+        weight: int,
+        labels: Mapping[str, str],
+        tracking_uri: str | None,
+    ) -> Endpoint:
+        """Serve a model; see ``BaseProvider.deploy``."""
+        check_name(name)
+        serving.check_weight(weight)
+        before = self._before(name)
+        folder = serving.model_folder(model_uri, "gs://", self._models_folder, self._fetch, tracking_uri)
+        version = self._reserve(name, before)
+        began = datetime.now(UTC)
+        try:
+            document = self._prepare(experiment, options, folder, model_uri, name, version, labels)
+            if before is None:
+                self._create_endpoint(name, options)
+            self._start(name, version, document, began)
+            self._shift(name, version, weight, before, options, document)
+        except BaseException:
+            self._withdraw(name, version, before)
+            raise
+        return self._tidied(name, version, keep_warm=options.keep_warm)
+
+    def rollback(self, name: str) -> Endpoint:
+        """Serve the previous version again."""
+        state = self._state(name)
+        roles = serving.roles_back(name, state.roles)
+        back = roles["champion"]
+        document = state.documents[back]
+        if back not in state.weights:
+            self._start(name, back, document, datetime.now(UTC))
+        self._change(name, self._unchanged(name, state), {back: 100}, roles)
+        return self._tidied(name, None, keep_warm=bool(document.get("keep_warm")))
+
+    def traffic(self, name: str, weights: Mapping[str, int]) -> Endpoint:
+        """Set each version's share."""
+        state = self._state(name)
+        serving.check_shares(name, weights, state.weights)
+        self._change(name, state, weights, state.roles)
+        return self.get(name)
+
+    def delete(self, name: str) -> list[str]:
+        """Remove an endpoint and all that was made for it."""
+        state = self._state(name)
+        with translated(f"Endpoint {name!r} cannot be deleted"), _conflicts(name):
+            if any(state.weights.values()):
+                # A version that has traffic cannot be taken down.
+                self._change(name, state, {}, state.roles)
+            for version in state.weights:
+                self._stop(name, version)
+            self._delete_endpoint(name)
+        for model in self._model_names(name):
+            self._remove_model(model)
+        self._storage.remove_below(self._place(name))
+        self._input.forget(name)
+        kept = sorted({str(item.get("model_uri")) for item in state.documents.values()} - {"None", ""})
+        return [
+            *(f"The model {uri} is kept." for uri in kept),
+            f"The log of endpoint {google_name(name)} in Cloud Logging is kept.",
+        ]
+
+    # The steps of a deployment
+
+    def _before(self, name: str) -> State | None:
+        try:
+            return self._state(name)
+        except EndpointNotFoundError:
+            return None
+
+    def _fetch(self, uri: str, target: Path) -> None:
+        with tempfile.TemporaryDirectory() as temporary:
+            archive = Path(temporary) / "model.tar.gz"
+            self._storage.fetch(uri, archive)
+            unpack(archive, target)
+
+    def _reserve(self, name: str, before: State | None) -> str:
+        """The next version's number, which nobody else gets."""
+        start = self._place(name)
+        pattern = re.compile(rf"{re.escape(start)}/v(\d+)/")
+        used = [int(match[1]) for uri in self._storage.names(start) if (match := pattern.match(uri))]
+        known = [*before.roles.values(), *before.weights] if before else []
+        version = str(max([0, *used, *map(int, known)]) + 1)
+        mark = json.dumps({"at": datetime.now(UTC).isoformat(), "by": id(self)}).encode()
+        if self._storage.write(self._place(name, version, "reserved"), mark, generation=0) is None:
+            raise conflict(name, "another process has begun a deployment at the same moment")
+        return version
+
+    def _prepare(
+        self,
+        experiment: Experiment,
+        options: VertexEndpoint,
+        folder: Path,
+        model_uri: str,
+        name: str,
+        version: str,
+        labels: Mapping[str, str],
+    ) -> dict[str, Any]:
+        """Archive, description and Model of a version."""
+        resources = _resources(options)
+        api_message("DedicatedResources", resources, "options.endpoint")
+        artifacts = self._place(name, version, "model")
+        with tempfile.TemporaryDirectory() as temporary:
+            path = Path(temporary) / "model.tar.gz"
+            serving.pack(experiment, folder, path)
+            self._storage.upload(path, f"{artifacts}/model.tar.gz")
+        image = images.choose(self._session.region, options.accelerator, options.image)
+        document = serving.description(
+            experiment,
+            folder,
+            model_uri,
+            version,
+            labels,
+            image=image.uri,
+            resources=resources,
+            health_timeout=options.health_timeout,
+            keep_warm=options.keep_warm,
+        )
+        self._storage.write(
+            self._place(name, version, "deployment.json"), json.dumps(document, indent=1).encode()
+        )
+        model = {
+            "display_name": f"{google_name(name)}-v{version}",
+            "artifact_uri": artifacts,
+            "container_spec": {
+                "image_uri": image.uri,
+                "command": command("serve"),
+                "env": [{"name": key, "value": value} for key, value in experiment.environment.items()],
+                "ports": [{"container_port": 8080}],
+                "predict_route": "/invocations",
+                "health_route": "/ping",
+                "deployment_timeout": {"seconds": options.health_timeout},
+            },
+            "labels": {**options.labels, _OURS: label(name)},
+            **self._encryption(),
+        }
+        query = {
+            "parent": self._session.parent,
+            "model_id": f"{google_name(name)}-v{version}",
+            "model": model,
+        }
+        with translated(f"Version {version} of endpoint {name!r} cannot be made"):
+            self._finished(
+                lambda: self._models.upload_model(request=query, timeout=TIMEOUT),
+                lambda: self._exists(
+                    lambda: self._models.get_model(name=self._model(name, version), timeout=TIMEOUT)
+                ),
+                900,
+            )
+        return document
+
+    def _encryption(self) -> dict[str, Any]:
+        return {"encryption_spec": {"kms_key_name": self._kms_key}} if self._kms_key else {}
+
+    def _create_endpoint(self, name: str, options: VertexEndpoint) -> None:
+        query = {
+            "parent": self._session.parent,
+            "endpoint_id": google_name(name),
+            "endpoint": {
+                "display_name": name,
+                "labels": {**options.labels, _OURS: label(name)},
+                **self._encryption(),
+            },
+        }
+        with translated(f"Endpoint {name!r} cannot be made"), _conflicts(name):
+            self._finished(
+                lambda: self._endpoints.create_endpoint(request=query, timeout=TIMEOUT),
+                lambda: self._endpoint_exists(name),
+                900,
+            )
+
+    def _endpoint_exists(self, name: str) -> bool:
+        return self._exists(lambda: self._endpoints.get_endpoint(name=self._resource(name), timeout=TIMEOUT))
+
+    def _delete_endpoint(self, name: str) -> None:
+        self._finished(
+            lambda: self._endpoints.delete_endpoint(name=self._resource(name), timeout=TIMEOUT),
+            lambda: not self._endpoint_exists(name),
+            900,
+        )
+
+    def _finished(self, begin: Callable[[], Any], done: Callable[[], bool], timeout: float) -> None:
+        """Begin an operation and wait for its end.
+
+        Args:
+            begin: The call that gives the operation; short trouble is waited out.
+            done: Whether what was wanted is there; asked where the reply that names the operation was lost.
+            timeout: Seconds it may take.
+        """
+        operation = self._begun(begin)
+        if operation is None:
+            self._until(done, timeout)
+        else:
+            self._operation(operation, timeout)
+
+    def _begun(self, begin: Callable[[], Any]) -> Any:
+        """The operation; None where a reply was lost and Vertex AI says now that it is under way, or done."""
+        lost = False
+        for attempt in range(1, 5):
+            try:
+                return begin().operation
+            except Exception as error:
+                if lost and code_of(error) in (400, 404, 409) and not _is_health(error):
+                    return None
+                if attempt == 4 or not self._session.is_worth_another(error):
+                    raise
+                lost = lost or unclear(error)
+            self._session.back_off(attempt)
+        raise AssertionError  # the last attempt raises
+
+    def _until(self, done: Callable[[], bool], timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while not done():
+            if time.monotonic() > deadline:
+                raise ProviderError(
+                    f"Vertex AI has not done in {timeout:.0f} s what it was asked, nor said why."
+                )
+            time.sleep(self._poll)
+
+    def _exists(self, look: Callable[[], Any]) -> bool:
+        try:
+            self._session.again(look)
+        except Exception as error:
+            if code_of(error) == 404:
+                return False
+            raise
+        return True
+
+    def _operation(self, operation: Any, timeout: float) -> None:
+        # Not by the client's own polling: over REST it asks an address that the API's reference does not have.
+        url = f"{self._session.vertex_url}/v1/{operation.name}"
+        deadline = time.monotonic() + timeout
+        outage = Outage(self._session.budget, base=self._poll, patience=timeout)
+        while True:
+            try:
+                found = self._session.send("GET", url).json()
+                outage.over()
+                if found.get("done"):
+                    break
+            except Exception as error:
+                if not transient(error):
+                    raise
+                log.warning(
+                    "An operation of Vertex AI cannot be looked at, and is looked at again: %s", error
+                )
+                outage.goes_on()
+            if time.monotonic() > deadline:
+                raise ProviderError(
+                    f"Vertex AI has not finished an operation in {timeout:.0f} s.",
+                    hint="It may go on there; look again later.",
+                    details={"operation": operation.name},
+                )
+            if not outage.failures:
+                time.sleep(self._poll)
+        if "error" in found:
+            failure = found["error"]
+            raise package("google.api_core.exceptions").from_grpc_status(
+                int(failure.get("code", 2)), str(failure.get("message", ""))
+            )
+
+    def _start(self, name: str, version: str, document: Mapping[str, Any], began: datetime) -> None:
+        """Let a version run without traffic; returns when it is healthy."""
+        deployed = {
+            "id": version,
+            "model": self._model(name, version),
+            "display_name": f"{google_name(name)}-v{version}",
+            "dedicated_resources": document["resources"],
+            **({"service_account": self._service_account} if self._service_account else {}),
+        }
+        # Vertex AI gives up by itself; a little later so do we.
+        patience = float(document["health_timeout"]) + 900
+        with translated(f"Version {version} of endpoint {name!r} cannot be deployed"), _conflicts(name):
+            try:
+                self._finished(
+                    lambda: self._endpoints.deploy_model(
+                        endpoint=self._resource(name), deployed_model=deployed, timeout=TIMEOUT
+                    ),
+                    lambda: version in self._state(name).weights,
+                    patience,
+                )
+            except Exception as error:
+                if isinstance(error, ProviderError) or not _is_health(error):
+                    raise
+                raise self._unhealthy(name, version, message_of(error), began) from error
+
+    def _unhealthy(self, name: str, version: str, reason: str, began: datetime) -> DeploymentError:
+        before = self._before(name)
+        serves = before is not None and any(before.weights.values())
+        said = " It serves what it served before." if serves else ""
+        message = f"Endpoint {name!r} did not become healthy: {reason.rstrip('.')}.{said}"
+        return DeploymentError(
+            f"{message}\n{self._traceback(name, version, began)}".rstrip(),
+            hint=_where(name, version),
+            details={"reason": reason},
+        )
+
+    def _traceback(self, name: str, version: str, began: datetime) -> str:
+        """The last traceback of the container's log; empty where there is none to be had."""
+        with contextlib.suppress(Exception):
+            entries, _ = entries_since(self._session, endpoint_filter(google_name(name), version), began)
+            return remapped_traceback(find_traceback("\n".join(map(text_of, entries))), Path())
+        return ""
+
+    def _shift(
+        self,
+        name: str,
+        version: str,
+        weight: int,
+        before: State | None,
+        options: VertexEndpoint,
+        document: Mapping[str, Any],
+    ) -> None:
+        """Move traffic to a version that runs."""
+        known = before.roles if before is not None else {}
+        roles = serving.roles_after(known, version, weight)
+        champion = known.get("champion")
+        if champion is None or champion not in (before.weights if before is not None else {}):
+            self._change(name, self._unchanged(name, before), {version: 100}, roles)
+            return
+        if weight < 100:
+            shares = {champion: 100 - weight, version: weight}
+            self._change(name, self._unchanged(name, before), shares, roles)
+            return
+        seen = before
+        for percent in options.canary:
+            while_watched = {**known, "challenger": version}
+            shares = {champion: 100 - percent, version: percent}
+            self._change(name, self._unchanged(name, seen), shares, while_watched)
+            seen = self._state(name)
+            try:
+                self._watch(name, version, options.bake, document.get("input_example"))
+            except BaseException:
+                self._change(name, self._state(name), {champion: 100}, known)
+                raise
+        self._change(name, self._unchanged(name, seen), {version: 100}, roles)
+
+    def _unchanged(self, name: str, before: State | None) -> State:
+        """The endpoint now, where nobody has changed its roles since; a deployment of a version changes its etag."""
+        now = self._state(name)
+        if dict(now.roles) != dict(before.roles if before is not None else {}):
+            raise conflict(name, "its versions are others than when this deployment began")
+        return now
+
+    def _watch(self, name: str, version: str, seconds: float, example: Any) -> None:
+        """Ask a version that has a little of the traffic for a while. Raises DeploymentError where it fails."""
+        deadline = time.monotonic() + seconds
+        body = None if example is None else json.dumps(example).encode()
+        while True:
+            if body is not None:
+                try:
+                    self._session.send("POST", f"{self._url(name)}:rawPredict", content=body)
+                except Exception as error:
+                    if _served_by(error) in (version, "") and _said_by_container(error):
+                        raise DeploymentError(
+                            f"Version {version} of endpoint {name!r} fails with its own input example: "
+                            f"{_said_by_container(error)[:2000]}. The endpoint serves what it served before.",
+                            hint=_where(name, version),
+                        ) from error
+            if message := self._state(name).message:
+                raise DeploymentError(
+                    f"Endpoint {name!r} is not well with the new version: {message}",
+                    hint=_where(name, version),
+                )
+            if time.monotonic() >= deadline:
+                return
+            time.sleep(self._poll)
+
+    def _change(self, name: str, seen: State, shares: Mapping[str, int], roles: Mapping[str, str]) -> None:
+        """Set traffic and roles at once, where the endpoint is still as it was seen."""
+        labels = {key: value for key, value in seen.labels.items() if key not in _ROLE_LABELS}
+        labels.update({f"notebooked_{role}": version for role, version in roles.items()})
+        shares = {version: share for version, share in shares.items() if share}
+        query = {
+            "endpoint": {
+                "name": self._resource(name),
+                "traffic_split": shares,
+                "labels": labels,
+                "etag": seen.etag,
+            },
+            "update_mask": {"paths": ["traffic_split", "labels"]},
+        }
+        with translated(f"The traffic of endpoint {name!r} cannot be changed"), _conflicts(name):
+            try:
+                self._session.again(lambda: self._endpoints.update_endpoint(request=query, timeout=TIMEOUT))
+            except Exception:
+                # The reply to an earlier try may have been lost.
+                now = self._state(name)
+                if dict(now.labels) != labels or {v: w for v, w in now.weights.items() if w} != shares:
+                    raise
+        self._input.forget(name)
+
+    def _withdraw(self, name: str, version: str, before: State | None) -> None:
+        """Remove what a deployment that failed made; what is served stays."""
+        with contextlib.suppress(Exception):
+            state = self._before(name)
+            if state is not None and version in state.weights and not state.weights[version]:
+                self._stop(name, version)
+            if before is None and state is not None and not any(state.weights.values()):
+                self._delete_endpoint(name)
+        with contextlib.suppress(Exception):
+            self._remove_model(self._model(name, version))
+            self._storage.remove_below(self._place(name, version))
+
+    def _tidied(self, name: str, version: str | None, *, keep_warm: bool) -> Endpoint:
+        """Take down what neither serves nor is kept, and say what is left.
+
+        Args:
+            name: The endpoint's.
+            version: The one just deployed; what is newer is somebody else's deployment under way. None after a rollback.
+            keep_warm: Whether the version that is kept for a rollback goes on running.
+        """
+        state = self._state(name)
+        kept = set(state.roles.values())
+        running = kept if keep_warm else kept - {state.roles.get("previous", "")}
+        with contextlib.suppress(NotebookedError):
+            newest = int(version) if version is not None else max(map(int, kept))
+            for other in state.weights:
+                if other not in running and not state.weights[other] and int(other) <= newest:
+                    self._stop(name, other)
+            for model in self._model_names(name):
+                found = model.rpartition("-v")[2]
+                if found not in kept and int(found) <= newest:
+                    self._remove_model(model)
+                    self._storage.remove_below(self._place(name, found))
+        return self.get(name)
+
+    def _stop(self, name: str, version: str) -> None:
+        with translated(f"Version {version} of endpoint {name!r} cannot be taken down"), _conflicts(name):
+            self._finished(
+                lambda: self._endpoints.undeploy_model(
+                    endpoint=self._resource(name), deployed_model_id=version, timeout=TIMEOUT
+                ),
+                lambda: version not in self._state(name).weights,
+                900,
+            )
+
+    def _model_names(self, name: str) -> list[str]:
+        query = {
+            "parent": self._session.parent,
+            "filter": f'labels.{_OURS}="{label(name)}"',
+            "page_size": 100,
+        }
+        pattern = re.compile(rf".*/models/{re.escape(google_name(name))}-v\d+")
+        with translated(f"What belongs to endpoint {name!r} cannot be listed"):
+            found = self._session.again(
+                lambda: list(self._models.list_models(request=query, timeout=TIMEOUT))
+            )
+        # The API gives them with the project's number where we say its id.
+        return [str(item.name).partition("@")[0] for item in found if pattern.match(item.name)]
+
+    def _remove_model(self, resource: str) -> None:
+        with translated(f"{resource} cannot be removed"):
+            try:
+                self._finished(
+                    lambda: self._models.delete_model(name=resource, timeout=TIMEOUT),
+                    lambda: not self._exists(lambda: self._models.get_model(name=resource, timeout=TIMEOUT)),
+                    300,
+                )
+            except Exception as error:
+                # It is gone already.
+                if code_of(error) != 404:
+                    raise
+
+
+_ROLE_LABELS = frozenset(f"notebooked_{role}" for role in ROLES)
+
+
+def google_name(name: str) -> str:
+    """An endpoint's id at Vertex AI, which takes no underscores and starts with a letter."""
+    return _PREFIX + name.replace("_", "-")
+
+
+def check_name(name: str) -> None:
+    """Raise ConfigError where Vertex AI cannot take a name."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{name!r} cannot be the name of an endpoint at Vertex AI.",
+            key="endpoint.name",
+            hint="Use lower-case letters, digits and hyphens, at most 50 of them.",
+        )
+
+
+def _is_ours(endpoint: Any) -> bool:
+    name = endpoint.display_name
+    return bool(
+        _NAME.fullmatch(name)
+        and endpoint.labels.get(_OURS) == label(name)
+        and endpoint.name.rpartition("/")[2] == google_name(name)
+    )
+
+
+def _resources(options: VertexEndpoint) -> dict[str, Any]:
+    """What a version runs on, as DedicatedResources."""
+    found: dict[str, Any] = {
+        "machine_spec": machine_spec(options.machine_type, options.accelerator, options.accelerator_count),
+        "min_replica_count": options.min_replicas,
+        "max_replica_count": options.max_replicas,
+    }
+    if options.max_replicas > options.min_replicas:
+        found["autoscaling_metric_specs"] = [
+            {
+                "metric_name": "aiplatform.googleapis.com/prediction/online/cpu/utilization",
+                "target": options.cpu_target,
+            }
+        ]
+    return found
+
+
+@contextlib.contextmanager
+def _conflicts(name: str) -> Any:
+    """What Vertex AI says when two change an endpoint at once."""
+    try:
+        yield
+    except package("google.api_core.exceptions").GoogleAPICallError as error:
+        if code_of(error) in (400, 409, 412) and _BUSY.search(message_of(error)):
+            raise conflict(name, message_of(error)) from error
+        raise
+
+
+def _is_health(error: Exception) -> bool:
+    """Whether an operation failed because the container did not become healthy."""
+    return not isinstance(error, OutOfReachError) and bool(
+        re.search(
+            r"(?i)model server|never became ready|health|container|deployment timeout", message_of(error)
+        )
+    )
+
+
+def _said_by_container(error: Exception) -> str:
+    """What the container answered with an error; empty where the answer is Google's own, or there is none."""
+    reply = getattr(error, "response", None)
+    if reply is None or code_of(error) in (401, 403, 404, 429):
+        return ""
+    try:
+        document = reply.json()
+    except ValueError:
+        return str(reply.text)
+    said = document.get("error") if isinstance(document, dict) else None
+    return "" if isinstance(said, dict) and "code" in said else str(said or reply.text)
+
+
+def _served_by(error: Exception) -> str:
+    """The version that answered with an error; empty where nothing says so."""
+    reply = getattr(error, "response", None)
+    return str(reply.headers.get(_SERVED_BY, "")) if reply is not None else ""
+
+
+def _where(name: str, version: str) -> str:
+    return f"`notebooked logs {name} --endpoint --version {version}` shows what its container printed."
+
+
+def _model_error(name: str, version: str, status: int, said: str) -> NotebookedError:
+    details = {"status": status, "endpoint": name}
+    if 400 <= status < 500:
+        return InvalidInputError(f"Endpoint {name!r} refused the input: {said[:2000]}", details=details)
+    return ProviderError(
+        f"Endpoint {name!r} failed to answer: {said[:2000]}",
+        hint=_where(name, version),
+        details=details,
+    )
