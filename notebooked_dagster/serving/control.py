@@ -16,16 +16,19 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import filelock
 import httpx
 import orjson
 
 from notebooked_dagster import errors
+from notebooked_dagster.core import tracing
+from notebooked_dagster.core.environment import inherited
 from notebooked_dagster.errors import (
     DeploymentConflictError,
     DeploymentError,
@@ -54,11 +57,14 @@ class EndpointControl:
     Args:
         state_dir: The project's state folder (``Settings().state``).
         wait: Seconds to wait for another change of the same endpoint before DeploymentConflictError.
+        pass_environment: Names, or patterns such as ``AWS_*``, of variables of this process that servers inherit on top
+            of the few that every process needs.
     """
 
-    def __init__(self, state_dir: Path, *, wait: float = 0.0) -> None:
+    def __init__(self, state_dir: Path, *, wait: float = 0.0, pass_environment: Sequence[str] = ()) -> None:
         self._root = state.endpoints_dir(state_dir.resolve())
         self._wait = wait
+        self._pass = tuple(pass_environment)
 
     def deploy(self, spec: DeploymentSpec) -> EndpointState:
         """Serve a model folder; traffic moves when the new version has loaded and predicted its input example.
@@ -128,9 +134,14 @@ class EndpointControl:
         """Serve the previous champion again, once it has proved ready."""
         return self._change(name, {"op": "rollback"})
 
-    def ensure(self, name: str) -> EndpointState:
-        """Bring an endpoint back to what its state says: after a crash, a kill, or a reboot."""
-        return self._change(name, {"op": "ensure"})
+    def ensure(self, name: str, *, patience: float | None = None) -> EndpointState:
+        """Bring an endpoint back to what its state says: after a crash, a kill, or a reboot.
+
+        Args:
+            name: Which.
+            patience: Seconds after which it is left starting; as long as it takes where None.
+        """
+        return self._change(name, {"op": "ensure", "patience": patience})
 
     def delete(self, name: str) -> list[str]:
         """Finish open requests, end every process of the endpoint and remove its folder.
@@ -190,18 +201,22 @@ class EndpointControl:
         """
         url = self.get(name).url
         body = orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY)
-        try:
-            reply = self._http.post(
-                f"{url}/invocations",
-                content=body,
-                headers={"content-type": "application/json", **(headers or {})},
-                timeout=timeout,
-            )
-        except httpx.HTTPError as error:
-            raise ProviderError(
-                f"Endpoint {name!r} at {url} cannot be reached: {error or type(error).__name__}.",
-                hint="`notebooked endpoints` shows what it does; `notebooked doctor` heals it.",
-            ) from error
+        with tracing.span("POST /invocations", _request_attributes(name, url), client=True) as span:
+            try:
+                reply = self._http.post(
+                    f"{url}/invocations",
+                    content=body,
+                    headers={"content-type": "application/json", **tracing.headers(), **(headers or {})},
+                    timeout=timeout,
+                )
+            except httpx.HTTPError as error:
+                raise ProviderError(
+                    f"Endpoint {name!r} at {url} cannot be reached: {error or type(error).__name__}.",
+                    hint="`notebooked endpoints` shows what it does, `notebooked logs NAME --endpoint` why; deploying again brings it back.",
+                ) from error
+            span.set("http.response.status_code", reply.status_code)
+            if not reply.is_success:
+                span.failed(str(reply.status_code))
         if reply.is_success:
             return _parsed(reply)
         answer = _parsed(reply)
@@ -343,7 +358,7 @@ class EndpointControl:
                 stdout=stream,
                 stderr=stream,
                 cwd=folder,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                env=self._environment(),
                 start_new_session=True,
             )
         deadline = time.monotonic() + _START_TIMEOUT
@@ -352,6 +367,12 @@ class EndpointControl:
             if code not in (None, 0) or time.monotonic() > deadline:
                 raise _supervisor_failure(folder, code)
             time.sleep(0.02)
+
+    def _environment(self) -> dict[str, str]:
+        """What a supervisor and its workers inherit: no secrets of whoever happened to deploy."""
+        # Where our own package is found is not a matter of what may be passed on.
+        kept = {"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {}
+        return {**inherited(os.environ, self._pass), **kept, "PYTHONUNBUFFERED": "1"}
 
     def _answers(self, folder: Path) -> bool:
         try:
@@ -397,6 +418,19 @@ class EndpointControl:
         processes.kill(record.supervisor)
         for item in record.versions.values():
             processes.kill(item.process)
+
+
+def _request_attributes(name: str, url: str) -> dict[str, str | int | None]:
+    parts = urlsplit(url)
+    return {
+        "http.request.method": "POST",
+        "url.full": f"{url}/invocations",
+        "url.template": "/invocations",
+        "server.address": parts.hostname,
+        "server.port": parts.port,
+        "notebooked.endpoint": name,
+        "notebooked.provider": "local",
+    }
 
 
 def _unsupervised(folder: Path, record: EndpointRecord) -> EndpointState:

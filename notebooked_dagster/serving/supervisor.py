@@ -166,7 +166,10 @@ class Supervisor:
         if not self.record.history:
             raise DeploymentError(
                 f"Endpoint {self.record.name!r} has no previous version to go back to.",
-                hint="`notebooked endpoints` shows what is kept.",
+                hint=(
+                    "`notebooked endpoints` shows what is kept, also newer versions; "
+                    f"`notebooked rollback {self.record.name} --to VERSION` serves one of them."
+                ),
             )
 
         def change(plan: EndpointRecord) -> None:
@@ -224,7 +227,7 @@ class Supervisor:
         asyncio.get_running_loop().call_later(0.1, self._ended.set)
 
     async def _ensure(self, header: wire.Header) -> None:
-        """Bring back what should serve and does not, also after it was given up; wait until it does."""
+        """Bring back what should serve and does not, also after it was given up; wait until it does, or for ``patience`` seconds."""
         if self._public is None and self.record.champion is not None:
             self._public = await self._bind(self.record.host, self.record.port)
         for version in self.record.weights:
@@ -235,7 +238,7 @@ class Supervisor:
                 self._crashes.pop(version, None)
                 self._start_reviving(version)
         if self._reviving:
-            await asyncio.wait(list(self._reviving.values()))
+            await asyncio.wait(list(self._reviving.values()), timeout=header.get("patience"))
         self._save()
 
     # Changing what serves
@@ -331,6 +334,8 @@ class Supervisor:
         for version in gone:
             del record.versions[version]
             record.history = [kept for kept in record.history if kept != version]
+        # Before their folders go: a record must not name what is not there.
+        self._save_or_remember()
         task = asyncio.create_task(self._remove_folders(gone))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)

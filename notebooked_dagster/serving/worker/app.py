@@ -39,9 +39,24 @@ class Front:
             await self._rest(scope, receive, self._closing(send) if self._worker.draining else send)
             return
         headers: dict[bytes, bytes] = dict(scope["headers"])
+        tracing = self._worker.tracing
+        if tracing is None:
+            await self._invoked(scope["method"], headers, receive, send)
+            return
+        span = tracing.begin(scope["method"], headers)
+        status, version = None, self._worker.version
+        try:
+            status, version = await self._invoked(scope["method"], headers, receive, send)
+        finally:
+            tracing.end(span, status, version)
+
+    async def _invoked(
+        self, method: str, headers: dict[bytes, bytes], receive: Receive, send: Send
+    ) -> tuple[int | None, str]:
+        """Answer a request to ``/invocations``; returns the status (None where the client has gone) and who answered."""
         version = self._worker.version
         try:
-            if scope["method"] != "POST":
+            if method != "POST":
                 raise RequestError(405, "/invocations takes POST.")
             body = await self._body(headers, receive)
             reply, version = await self._route(headers, body)
@@ -50,8 +65,9 @@ class Front:
             self._worker.metrics.answered(error.status, 0.0)
             reply = Reply(error.status, error.body())
         except _ClientGoneError:
-            return
+            return None, version
         await self._send(reply, version, headers.get(_ECHOED), send)
+        return reply.status, version
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         limit = self._worker.options.size_limit

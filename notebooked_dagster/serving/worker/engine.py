@@ -50,6 +50,8 @@ class Engine:
         self._usual_seconds = _INLINE_SECONDS
         self._time_limit = time_limit
         self._running_since: float | None = None
+        # How many requests wait for the thread or are in it: one of them and one on the event loop would be two at once.
+        self._threaded = 0
         # Why no prediction can be expected any more; a thread cannot be ended, so the process must be.
         self.stuck: str | None = None
 
@@ -66,7 +68,8 @@ class Engine:
         return reply
 
     async def _answer(self, body: bytes, content_type: str, accept: str) -> Reply:
-        inline = self._usual_seconds < _INLINE_SECONDS and len(body) <= _INLINE_BYTES
+        quick = self._usual_seconds < _INLINE_SECONDS and len(body) <= _INLINE_BYTES
+        inline = quick and self._threaded == 0
         try:
             if inline:
                 output, output_type = self._predict(body, content_type, accept)
@@ -92,7 +95,11 @@ class Engine:
 
     async def _in_thread(self, body: bytes, content_type: str, accept: str) -> tuple[bytes, str]:
         loop = asyncio.get_running_loop()
-        waiting = loop.run_in_executor(self._thread, self._predict, body, content_type, accept)
+        self._threaded += 1
+        job = self._thread.submit(self._predict, body, content_type, accept)
+        # When it has really ended, which may be after its client has had a 504.
+        job.add_done_callback(lambda _: loop.call_soon_threadsafe(self._left_thread))
+        waiting = asyncio.wrap_future(job)
         try:
             async with asyncio.timeout(self._time_limit) as limit:
                 return await waiting
@@ -106,6 +113,9 @@ class Engine:
             raise RequestError(
                 503, f"The server is busy: the request waited {self._time_limit:g} s for others to end."
             ) from None
+
+    def _left_thread(self) -> None:
+        self._threaded -= 1
 
     def _predict(self, body: bytes, content_type: str, accept: str) -> tuple[bytes, str]:
         started = self._running_since = time.perf_counter()

@@ -24,6 +24,7 @@ from .app import Front
 from .engine import Engine, Reply
 from .metrics import Family, Metrics
 from .model import load, read_metadata
+from .tracing import tracing_of
 from .traffic import Peer, Split
 from .wire import Pool
 
@@ -117,6 +118,7 @@ class Worker:
         self.version = options.version
         self.metrics = Metrics(options.endpoint, options.version, restarts=options.restarts)
         self.split = Split(options.version)
+        self.tracing = tracing_of(options.endpoint, options.version)
         self.draining = False
         self.successor: Peer | None = None
         self._unready: str | None = "The model is being loaded."
@@ -155,6 +157,8 @@ class Worker:
         async with server:
             await self._ended.wait()
         await self._finish()
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
 
     async def _control(self, header: wire.Header, body: bytes) -> tuple[wire.Header, bytes]:
         op = header.get("op")

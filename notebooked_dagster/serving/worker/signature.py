@@ -37,6 +37,7 @@ class Column:
                 kind is int or (kind is float and value.is_integer()) or (value is None and not self.required)
             )
         if self.type in _BOOLEANS:
+            # Not 0 and 1: beside true and false they would make a column of neither type, and the model answer wrongly.
             return kind is bool or (value is None and not self.required)
         if self.type in _STRINGS:
             return kind is str or value is None
