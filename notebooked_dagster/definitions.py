@@ -6,8 +6,6 @@ working folder, or of ``NOTEBOOKED_PROJECT_ROOT``.
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import logging
 import os
 import sys
@@ -23,21 +21,25 @@ import dagster as dg
 import yaml
 from dagster.components.core.component_tree import ComponentTreeException
 
-from notebooked_dagster.components import NotebookedProject, NotebookExperiment
+from notebooked_dagster.components import NotebookedProject, NotebookExperiment, Takes
 from notebooked_dagster.components.graph import RESOURCES, experiment_definitions, job_selection
 from notebooked_dagster.components.spec import ExperimentSpec
 from notebooked_dagster.components.submitted import training_jobs_sensor
 from notebooked_dagster.config import check_unique
 from notebooked_dagster.config.document import Document, read_documents
 from notebooked_dagster.core import logs
+from notebooked_dagster.core.collector import no_collections
 from notebooked_dagster.core.redaction import REDACTOR
+from notebooked_dagster.core.tracked import refuse_tracked_environment
 from notebooked_dagster.errors import ConfigError
 from notebooked_dagster.resources import Workplace
+from notebooked_dagster.resources.objects import storage_resources
 from notebooked_dagster.sensors import Watched, project_sensors
+from notebooked_dagster.sensors.devices import device_definitions
 
 _MODULE = "notebooked_assets"
 _KEYS = ("type", "attributes", "template_vars_module", "requirements", "post_processing")
-_COMPONENTS = (NotebookExperiment.__name__, NotebookedProject.__name__)
+_COMPONENTS = (NotebookExperiment.__name__, NotebookedProject.__name__, Takes.__name__)
 # Dagster warns of its own beta classes at every load of every process, eight times an experiment; the version is pinned.
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
@@ -57,23 +59,13 @@ def project_definitions(place: Workplace) -> dg.Definitions:
     """The definitions of a project.
 
     Raises:
-        ConfigError: A declaration is wrong. As everywhere in Dagster, one wrong file stops the code location; while
-            ``dagster dev`` runs, the UI goes on with what was loaded before.
+        ConfigError: A declaration is wrong, or git keeps secrets in ``.env``. As everywhere in Dagster, one wrong file stops
+            the code location; while ``dagster dev`` runs, the UI goes on with what was loaded before.
     """
-    with _no_collections():
+    refuse_tracked_environment(place.root)
+    # Nothing that is built here is garbage.
+    with no_collections():
         return _built(place)
-
-
-@contextlib.contextmanager
-def _no_collections() -> Iterator[None]:
-    """Nothing that is built here is garbage; the collector would walk all of it again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _built(place: Workplace) -> dg.Definitions:
@@ -83,7 +75,7 @@ def _built(place: Workplace) -> dg.Definitions:
     _check_names(experiments)
     parts = [*loaded, *(experiment_definitions(spec) for spec in listed)]
     jobs = {job.name: job for part in parts for job in part.jobs or ()}
-    return dg.Definitions.merge(*parts, _project_wide(place, experiments, jobs))
+    return dg.Definitions.merge(*parts, _project_wide(place, experiments, jobs), *device_definitions(place))
 
 
 def project_experiments(place: Workplace) -> list[ExperimentSpec]:
@@ -122,11 +114,15 @@ def _project_wide(
     sensors = project_sensors(place, [Watched(spec.config, spec.notebook) for spec in experiments], own)
     if experiments:
         # On by itself: it looks only for what a run submitted on purpose.
-        sensors.append(training_jobs_sensor(place, experiments, dg.DefaultSensorStatus.RUNNING))
+        sensors.append(
+            training_jobs_sensor(
+                experiments, place.project.automation.interval, dg.DefaultSensorStatus.RUNNING
+            )
+        )
     return dg.Definitions(
         jobs=jobs,
         sensors=sensors,
-        resources=RESOURCES,
+        resources={**RESOURCES, **storage_resources(place.project)},
         # A step costs 2 s in a process of its own; training has one anyway.
         executor=dg.in_process_executor,
     )
@@ -143,7 +139,9 @@ def _declared(place: Workplace) -> tuple[list[ExperimentSpec], list[dg.Definitio
         for project in tree.get_all_components(of_type=NotebookedProject):
             experiments.extend(project.experiments)
         _check_names(experiments)
-        return experiments, [tree.build_defs()]
+        # Of the folder alone. Asked for everything, the tree adds a description of every component of every package in the
+        # environment, and imports them for it: with dagster-aws, dagster-gcp or dagster-azure that is seconds of SDKs.
+        return experiments, [tree.build_defs(folder), dg.Definitions(component_tree=tree)]
     except (ComponentTreeException, ConfigError) as error:
         plain = next((found for found in _causes(error) if isinstance(found, ConfigError)), None)
         if plain is not None:

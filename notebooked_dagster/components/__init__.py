@@ -2,5 +2,6 @@
 
 from .experiment import NotebookExperiment
 from .project import NotebookedProject
+from .takes import Takes
 
-__all__ = ["NotebookExperiment", "NotebookedProject"]
+__all__ = ["NotebookExperiment", "NotebookedProject", "Takes"]

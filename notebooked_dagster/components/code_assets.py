@@ -19,6 +19,7 @@ from .spec import ExperimentSpec
 
 CODE_VERSION = "1"
 _SKEW = "NB301"
+_CHANGED_BEFORE = "NB302"
 
 
 def notebook_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
@@ -74,15 +75,15 @@ def observe(spec: ExperimentSpec, context: dg.AssetExecutionContext) -> dg.Obser
     before = context.instance.fetch_observations(spec.key("notebook"), limit=1).records
     stages = metadata_value_of_observation(before[0]) if before else {}
     skew = [finding for finding in analysis.findings if finding.rule == _SKEW]
+    before = [finding for finding in analysis.findings if finding.rule == _CHANGED_BEFORE]
     results = [
         dg.AssetCheckResult(
             check_name="skew",
             passed=not skew,
             severity=dg.AssetCheckSeverity.WARN,
-            description="; ".join(finding.message for finding in skew)
-            or "Prediction uses the transformers that training fitted, and nothing that training alone has. What other cells do "
-            "to the table before the model is not part of a request.",
-            metadata={"findings": findings_table(skew)} if skew else {},
+            description=" ".join(finding.message for finding in [*skew, *before])
+            or "Prediction uses the transformers that training fitted, and nothing that training alone has.",
+            metadata={"findings": findings_table([*skew, *before])} if skew or before else {},
         )
     ]
     if spec.config.lint.enabled:

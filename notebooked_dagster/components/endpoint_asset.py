@@ -1,5 +1,6 @@
 """The endpoint: the model that passed its gate, served; and the checks that ask it."""
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -11,15 +12,20 @@ import dagster as dg
 from notebooked_dagster.core.logs import about
 from notebooked_dagster.errors import GateError, NotebookedError, UserError
 from notebooked_dagster.providers.base import BaseProvider, Endpoint, EndpointStatus
-from notebooked_dagster.resources import ProviderResource, TrackingResource
+from notebooked_dagster.resources import PROVIDER, TRACKING, ProviderResource, TrackingResource
+from notebooked_dagster.sensors.endpoints import served_by
 from notebooked_dagster.tracking import Tracking
 
-from .model_asset import champion_metrics, experiment_of, gate_problems
+from .gate import champion_metrics, gate_problems, served_metrics, worse_than
+from .model_asset import experiment_of
 from .reporting import code_block, latest, metadata_value, reported
-from .spec import PROVIDER, TRACKING, ExperimentSpec
+from .spec import ExperimentSpec
+from .traced import traced
 
 SMOKE = "smoke_prediction"
 HEALTH = "endpoint_health"
+# Metadata: how the model is worse than the one it replaced, as a sentence.
+WORSE = "worse than before"
 
 
 def endpoint_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
@@ -52,7 +58,9 @@ def endpoint_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
     )
     def endpoint(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
         with reported(), about(run=context.run.run_id, asset=f"{spec.name}/endpoint"):
-            yield deploy(spec, context)
+            with traced(context, f"{spec.name}/endpoint", "deploy"):
+                made = deploy(spec, context)
+            yield made
 
     return endpoint
 
@@ -86,18 +94,23 @@ def deploy(spec: ExperimentSpec, context: dg.AssetExecutionContext) -> dg.Materi
     uri = asked["model_uri"] or metadata_value(newest, "model_uri")
     if not uri:
         raise UserError(
-            f"There is no model of {spec.name} yet.", hint=f"Materialize {spec.name}/model first."
+            f"There is no model of {spec.name}{f' for {partition}' if partition else ''} yet.",
+            hint=f"Materialize {spec.name}/model first.",
         )
     provider_name = metadata_value(newest, "provider") or spec.config.provider
     provider = providers.get(provider_name)
     metrics = metadata_value(newest, "metrics") or {}
     if asked["model_uri"] is None:
         _check_gate(spec, metrics, provider, partition)
-    experiment = experiment_of(spec, {}, tracking.address, partition, run_id=context.run.run_id)
-    named = re.fullmatch(rf"models:/{re.escape(spec.config.model_registry_name or '')}/(\d+)", uri)
+    before = served_metrics(spec, provider, partition)
+    experiment = experiment_of(
+        spec, {"provider": provider_name}, tracking.address, partition, run_id=context.run.run_id
+    )
+    version = _registered_version(spec, tracking.of(spec.config.name), uri)
     labels = {
         "experiment": spec.name,
-        **({"model_version": named[1]} if named is not None else {}),
+        "project": spec.place.project_id,
+        **({"model_version": version} if version is not None else {}),
         "dagster_run": context.run.run_id,
         # Those of the newest model belong to no other.
         **({"metrics": json.dumps(metrics)} if asked["model_uri"] is None else {}),
@@ -113,9 +126,25 @@ def deploy(spec: ExperimentSpec, context: dg.AssetExecutionContext) -> dg.Materi
     context.log.info("%s serves at %s (%s).", live.name, live.url, live.status.value)
     if (problem := follow_champion(spec, tracking.of(spec.config.name), live)) is not None:
         context.log.warning(problem)
-    return dg.MaterializeResult(
-        asset_key=spec.key("endpoint"), metadata=endpoint_metadata(live, uri, labels, tracking)
-    )
+    metadata = endpoint_metadata(live, uri, labels, tracking)
+    if asked["model_uri"] is None and (worse := worse_than(metrics, before or {})):
+        context.log.warning("This model is worse than the one it replaces: %s.", worse)
+        metadata[WORSE] = worse
+    return dg.MaterializeResult(asset_key=spec.key("endpoint"), metadata=metadata)
+
+
+def _registered_version(spec: ExperimentSpec, tracking: Tracking, uri: str) -> str | None:
+    """The version in the registry that ``models:/name/version`` or ``models:/name@alias`` names; None for anything else."""
+    name = spec.config.model_registry_name
+    found = re.fullmatch(rf"models:/{re.escape(name or '')}(?:/(\d+)|@(.+))", uri)
+    if name is None or found is None:
+        return None
+    if found[1] is not None:
+        return found[1]
+    with contextlib.suppress(NotebookedError):
+        registered = tracking.models.find(name, found[2])
+        return registered.version if registered is not None else None
+    return None
 
 
 def follow_champion(spec: ExperimentSpec, tracking: Tracking, live: Endpoint) -> str | None:
@@ -156,9 +185,8 @@ def _check_gate(
     partition: str | None,
 ) -> None:
     """A model that did not pass is not deployed by asking for the endpoint alone, either."""
-    gates = [gate for gate in spec.config.metric_gate if gate.min is not None or gate.max is not None]
     champion = champion_metrics(spec, provider, partition)
-    problems = [text for gate in gates for text in gate_problems(gate, metrics, champion)]
+    problems = [text for gate in spec.config.metric_gate for text in gate_problems(gate, metrics, champion)]
     if problems:
         raise GateError(
             f"The newest model of {spec.name} does not pass its gate: {'; '.join(problems)}.",
@@ -223,23 +251,31 @@ def endpoint_checks(spec: ExperimentSpec) -> dg.AssetChecksDefinition:
         wanted = {key.name for key in context.selected_asset_check_keys}
         providers: ProviderResource = getattr(context.resources, PROVIDER)
         with reported():
-            provider = providers.get(served_by(spec, context.instance))
+            provider = providers.get(served_by(context.instance, spec.config, spec.config.endpoint_name))
             for name in endpoint_names(spec, context.instance):
-                try:
-                    live = provider.endpoint(name)
-                    results = [health_result(spec, live)] if HEALTH in wanted else []
-                    if SMOKE in wanted:
-                        results.append(smoke_result(spec, live, provider))
-                except NotebookedError as error:
-                    results = [_failed(spec, check, str(error)) for check in sorted(wanted)]
+                with traced(context, f"{spec.name}/endpoint checks", "test"):
+                    results = list(_asked(spec, provider, name, wanted))
                 yield from results
 
     return checks
 
 
-def served_by(spec: ExperimentSpec, instance: dg.DagsterInstance) -> str:
-    """The provider of the last deployment; the declared one where there was none."""
-    return str(metadata_value(latest(instance, spec.key("endpoint")), "provider") or spec.config.provider)
+def _asked(
+    spec: ExperimentSpec, provider: BaseProvider, name: str, wanted: set[str]
+) -> Iterator[dg.AssetCheckResult]:
+    """The results of the wanted checks; one that cannot be asked has failed, and says nothing of the other."""
+    try:
+        live = provider.endpoint(name)
+    except NotebookedError as error:
+        yield from (_failed(spec, check, str(error)) for check in sorted(wanted))
+        return
+    if HEALTH in wanted:
+        yield health_result(spec, live)
+    if SMOKE in wanted:
+        try:
+            yield smoke_result(spec, live, provider)
+        except NotebookedError as error:
+            yield _failed(spec, SMOKE, str(error))
 
 
 def endpoint_names(spec: ExperimentSpec, instance: dg.DagsterInstance) -> list[str]:

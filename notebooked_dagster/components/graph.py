@@ -9,13 +9,13 @@ from dagster._check import CheckError
 from dagster_shared.error import DagsterError
 
 from notebooked_dagster.errors import ConfigError
-from notebooked_dagster.resources import ProviderResource, TrackingResource
+from notebooked_dagster.resources import PROVIDER, TRACKING, ProviderResource, TrackingResource
 
 from .code_assets import notebook_asset, scripts_asset
 from .endpoint_asset import endpoint_asset, endpoint_checks
 from .model_asset import model_asset
 from .parity_check import parity_check
-from .spec import PROVIDER, TRACKING, ExperimentSpec
+from .spec import ExperimentSpec
 
 # One object each: definitions that are merged may share a resource only where it is the same one.
 RESOURCES: dict[str, Any] = {PROVIDER: ProviderResource(), TRACKING: TrackingResource()}

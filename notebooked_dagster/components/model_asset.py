@@ -1,34 +1,31 @@
 """The model: a provider trains it, and its metric gate decides whether it may be deployed."""
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
-from notebooked_dagster.config import MetricGate
 from notebooked_dagster.core.logs import about
 from notebooked_dagster.core.redaction import REDACTOR
-from notebooked_dagster.errors import CapabilityError, ConfigError, JobNotFoundError, UserError
-from notebooked_dagster.providers.base import BaseProvider, Capability, Experiment, JobStatus, TrainingJob
-from notebooked_dagster.resources import ProviderResource, TrackingResource
-from notebooked_dagster.resources.code_state import code_state, versions
+from notebooked_dagster.errors import ConfigError, JobNotFoundError, NotebookedError, UserError
+from notebooked_dagster.providers.base import BaseProvider, Experiment, JobStatus, TrainingJob
+from notebooked_dagster.providers.registry import same_provider
+from notebooked_dagster.resources import PROVIDER, TRACKING, ProviderResource, TrackingResource
 
-from .reporting import folder_size, latest, metadata_value, metric_metadata, plots, reported
-from .spec import PROVIDER, TRACKING, ExperimentSpec
+from .gate import GATE, champion_metrics, gate_result, gate_text
+from .pipes import Told, check_specs, context_data, reports, silent, told_by
+from .reporting import folder_size, latest, metadata_value, metric_metadata, model_copy, plots, reported
+from .spec import ExperimentSpec
+from .submission import FINGERPRINT, submit, taken_up
+from .traced import traced
 
-GATE = "metric_gate"
 _SEED = dg.Field(
     dg.Noneable(int), default_value=None, is_required=False, description="Of the random numbers."
 )
-FINGERPRINT = "training fingerprint"
-SUBMITTED = "submitted job"
-# Tags of a run whose jobs nobody waits for: whether there are any, and each by its experiment.
-OPEN = "notebooked/open_jobs"
-OPEN_JOB = "notebooked/job/"
 
 
 def model_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
@@ -42,8 +39,11 @@ def model_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
                 asset=spec.key("model"),
                 blocking=True,
                 description="; ".join(gate_text(gate) for gate in config.metric_gate),
+                # Each partition has a model, and each model a verdict.
+                partitions_def=spec.partitions,
             )
         )
+    checks.extend(check_specs(spec))
 
     @dg.multi_asset(
         name=f"{spec.name}__model",
@@ -68,17 +68,18 @@ def model_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
     ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
         with reported(), about(run=context.run.run_id, asset=f"{spec.name}/model"):
             if spec.key("model") in context.selected_asset_keys:
-                made = train(spec, context)
+                with traced(context, f"{spec.name}/model", "build"):
+                    made = train(spec, context)
                 if made is not None:
                     yield made
             else:
-                yield judged_again(spec, context)
+                yield from judged_again(spec, context)
 
     return model
 
 
-def judged_again(spec: ExperimentSpec, context: dg.AssetExecutionContext) -> dg.AssetCheckResult:
-    """The gate's verdict on the newest model, without training."""
+def judged_again(spec: ExperimentSpec, context: dg.AssetExecutionContext) -> Iterator[dg.AssetCheckResult]:
+    """The gate's verdict on the newest model, and what its training reported, without training."""
     partition = context.partition_key if context.has_partition_key else None
     newest = latest(context.instance, spec.key("model"), partition)
     if newest is None:
@@ -87,9 +88,10 @@ def judged_again(spec: ExperimentSpec, context: dg.AssetExecutionContext) -> dg.
         )
     providers: ProviderResource = getattr(context.resources, PROVIDER)
     provider = providers.get(metadata_value(newest, "provider") or spec.config.provider)
-    return gate_result(
-        spec, metadata_value(newest, "metrics") or {}, champion_metrics(spec, provider, partition)
-    )
+    metrics, job_id = metadata_value(newest, "metrics") or {}, str(metadata_value(newest, "job"))
+    asked = {key.name for key in context.selected_asset_check_keys}
+    told = told_by(spec, provider, job_id, silent) if asked - {GATE} else None
+    yield from _verdicts(spec, context, metrics, provider, partition, told)
 
 
 def run_config(spec: ExperimentSpec) -> dict[str, Any]:
@@ -146,7 +148,7 @@ def train(spec: ExperimentSpec, context: dg.AssetExecutionContext) -> dg.Materia
     experiment = experiment_of(
         spec, asked, tracking.address, partition, run_id=context.run.run_id, attempt=context.retry_number
     )
-    experiment = _taken_up(context, provider, experiment)
+    experiment = taken_up(context, provider, experiment, attempts=spec.config.retries + 1)
     fingerprint = training_fingerprint(spec, experiment, asked["provider"])
     if asked["only_if_changed"]:
         kept = _kept(spec, context.instance, provider, fingerprint, partition)
@@ -154,21 +156,37 @@ def train(spec: ExperimentSpec, context: dg.AssetExecutionContext) -> dg.Materia
             context.log.info("Nothing that trains %s has changed; its last model is kept.", experiment.name)
             return _again(spec, context, kept, provider, partition)
     context.log.info("Training %s with provider %s.", experiment.name, provider.name)
+    told: Told | None = None
+    if reports(spec, provider):
+        told = Told(spec, context.log.log)
+        experiment = replace(experiment, pipes=context_data(context, experiment, provider.name))
+    elif spec.config.pipes.enabled:
+        context.log.info("Jobs of provider %s do not report by Dagster Pipes.", provider.name)
     if not asked["wait"]:
-        if Capability.TRAIN_NO_WAIT not in provider.capabilities:
-            raise CapabilityError(
-                f"Provider {provider.name!r} cannot train without somebody waiting.",
-                key="wait",
-                hint="Set `wait: true`.",
-            )
-        job = provider.train(experiment, wait=False)
-        facts = {**lineage(spec, context, experiment), FINGERPRINT: fingerprint}
-        context.log_event(submission(spec, job, partition, context.run.run_id, facts))
-        mark_open(context, spec, job, partition)
-        context.log.info("Submitted %s; the sensor training_jobs makes the model when it has ended.", job.id)
+        submit(
+            spec,
+            context,
+            provider,
+            experiment,
+            partition,
+            {
+                **lineage(spec, context, experiment),
+                FINGERPRINT: fingerprint,
+            },
+        )
         return None
     # The lines go to the step's captured output; an event for each would fill the event log.
-    job = provider.train(experiment, wait=True, on_log=lambda line: print(REDACTOR.redact(line), flush=True))
+    try:
+        job = provider.train(
+            experiment,
+            wait=True,
+            on_log=lambda line: print(REDACTOR.redact(line), flush=True),
+            **({"on_message": told.take} if told is not None else {}),
+        )
+    except NotebookedError:
+        if told is not None:
+            told.say_checks()
+        raise
     context.log.info(
         "Trained: %s.", ", ".join(f"{name} = {value:.6g}" for name, value in job.metrics.items()) or job.id
     )
@@ -177,61 +195,21 @@ def train(spec: ExperimentSpec, context: dg.AssetExecutionContext) -> dg.Materia
         asset_key=spec.key("model"),
         data_version=dg.DataVersion(job.id),
         metadata={
+            **(told.metadata if told is not None else {}),
             **model_metadata(job, page),
             **lineage(spec, context, experiment),
             FINGERPRINT: fingerprint,
         },
-        check_results=_verdicts(spec, context, job.metrics, provider, partition),
-    )
-
-
-def _taken_up(
-    context: dg.AssetExecutionContext, provider: BaseProvider, experiment: Experiment
-) -> Experiment:
-    """Where an earlier attempt of this step left a job that runs (its process died, the network went), go on with that one.
-
-    A job of an earlier attempt that succeeded is taken as it is, too; of the run that this one repeats only one that runs:
-    who repeats a run that has ended wants to train again.
-    """
-    run, rest = context.run, str(experiment.idempotency_token).partition("/")[2].rpartition("/")[0]
-    earlier = [(run.run_id, number) for number in range(context.retry_number - 1, -1, -1)]
-    if run.parent_run_id is not None:
-        earlier.append((run.parent_run_id, 0))
-    for run_id, number in earlier:
-        token = f"{run_id}/{rest}/{number}"
-        job = provider.job_of(experiment.name, token)
-        if job is None or (
-            job.status.finished and (run_id != run.run_id or job.status is not JobStatus.SUCCEEDED)
-        ):
-            continue
-        context.log.info("Job %s of an earlier attempt is %s; it is taken up.", job.id, job.status.value)
-        return dataclasses.replace(experiment, idempotency_token=token)
-    return experiment
-
-
-def mark_open(
-    context: dg.AssetExecutionContext, spec: ExperimentSpec, job: TrainingJob, partition: str | None
-) -> None:
-    """Let the sensor ``training_jobs`` find a job."""
-    name = f"{OPEN_JOB}{spec.name}" + (f"/{partition}" if partition is not None else "")
-    context.instance.add_run_tags(context.run.run_id, {OPEN: "true", name: f"{job.provider}/{job.id}"})
-
-
-def submission(
-    spec: ExperimentSpec, job: TrainingJob, partition: str | None, run_id: str, facts: Mapping[str, Any]
-) -> dg.AssetObservation:
-    """What a run that does not wait leaves behind: which job the sensor is to look at, and what it was made from."""
-    return dg.AssetObservation(
-        spec.key("model"),
-        description="Training was submitted; nobody waits for it.",
-        partition=partition,
-        metadata={**facts, SUBMITTED: job.id, "provider": job.provider, "run": run_id},
+        check_results=_verdicts(spec, context, job.metrics, provider, partition, told),
     )
 
 
 def training_fingerprint(spec: ExperimentSpec, experiment: Experiment, provider: str) -> str:
     """A digest of all that decides what training yields: code, hyperparameters, data, provider."""
-    code = versions(code_state(spec.notebook, spec.config, spec.place.state), spec.config).training
+    from notebooked_dagster.codegen.digest import training_digest
+
+    # Of the scripts that train, and not of the notebook: they may be older than it, or edited by hand.
+    code = training_digest(experiment.scripts)
     data = lineage_of_data(experiment.data_path)
     parts = [code, sorted(experiment.hyperparameters.items()), data, provider, experiment.instance_type]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:24]
@@ -274,11 +252,12 @@ def _again(
 ) -> dg.MaterializeResult[Any]:
     """The same model once more: same data version, so that nothing downstream becomes stale."""
     metrics = metadata_value(kept, "metrics") or {}
+    told = told_by(spec, provider, str(metadata_value(kept, "job")), silent)
     return dg.MaterializeResult(
         asset_key=spec.key("model"),
         data_version=dg.DataVersion(str(metadata_value(kept, "job"))),
         metadata={**kept.metadata, "kept": True},
-        check_results=_verdicts(spec, context, metrics, provider, partition),
+        check_results=_verdicts(spec, context, metrics, provider, partition, told),
     )
 
 
@@ -288,11 +267,14 @@ def _verdicts(
     metrics: Mapping[str, float],
     provider: BaseProvider,
     partition: str | None,
+    told: Told | None,
 ) -> list[dg.AssetCheckResult]:
-    """The gate's verdict, where there is a gate and the run is to ask it."""
-    if GATE not in {key.name for key in context.selected_asset_check_keys}:
-        return []
-    return [gate_result(spec, metrics, champion_metrics(spec, provider, partition))]
+    """The gate's verdict, and those that the training reported, where the run is to ask for them."""
+    asked = {key.name for key in context.selected_asset_check_keys}
+    found = told.checks(asked) if told is not None else []
+    if GATE in asked:
+        found.append(gate_result(spec, metrics, champion_metrics(spec, provider, partition)))
+    return found
 
 
 def experiment_of(
@@ -330,8 +312,10 @@ def experiment_of(
         notebook=spec.notebook,
         instance_type=config.instance_type,
         instance_count=config.instance_count,
-        options=config.options,
-        environment={**config.environment, **(spec.place.tracking_environment if config.tracking else {})},
+        # They are the declared provider's; another that a run names has none.
+        options=config.options if same_provider(asked.get("provider"), config.provider) else {},
+        environment=config.environment,
+        tracking_credentials=spec.place.tracking_environment if config.tracking else {},
         own_environment=config.own_environment,
         timeout=config.timeout,
         memory_limit=config.memory_limit,
@@ -357,6 +341,7 @@ def model_metadata(job: TrainingJob, page: str | None) -> dict[str, Any]:
         "metrics": dg.MetadataValue.json(dict(job.metrics)),
     }
     if job.started_at is not None and job.finished_at is not None:
+        found["trained"] = dg.MetadataValue.timestamp(job.finished_at)
         found["training time (s)"] = round((job.finished_at - job.started_at).total_seconds(), 3)
     if job.mlflow_run_id is not None:
         found["mlflow_run_id"] = job.mlflow_run_id
@@ -369,12 +354,8 @@ def model_metadata(job: TrainingJob, page: str | None) -> dict[str, Any]:
     for name, value in job.facts.items():
         is_page = isinstance(value, str) and value.startswith("https://")
         found[name] = dg.MetadataValue.url(str(value)) if is_page else value
-    # Where the model is elsewhere, a copy may lie beside the job's log.
-    if job.model_uri is not None and "://" not in job.model_uri:
-        folder: Path | None = Path(job.model_uri)
-    else:
-        folder = Path(job.log).parent / "model" if job.log is not None else None
-    if folder is not None and folder.is_dir():
+    folder = model_copy(job)
+    if folder is not None:
         found["size (bytes)"] = folder_size(folder)
         found.update(_described(folder / "model.json"))
         found.update(plots(folder.parent / "output"))
@@ -410,91 +391,3 @@ def lineage(
     if experiment.data_path is not None:
         found["data"] = dg.MetadataValue.path(experiment.data_path)
     return found
-
-
-# The gate
-
-
-def gate_text(gate: MetricGate) -> str:
-    """A gate in words."""
-    parts = []
-    if gate.min is not None:
-        parts.append(f"{gate.metric} >= {gate.min:g}")
-    if gate.max is not None:
-        parts.append(f"{gate.metric} <= {gate.max:g}")
-    if gate.better_than is not None:
-        sign = ">=" if gate.higher_is_better else "<="
-        slack = f" within {gate.tolerance:g}" if gate.tolerance else ""
-        parts.append(f"{gate.metric} {sign} the champion's{slack}")
-    return " and ".join(parts)
-
-
-def gate_problems(
-    gate: MetricGate, metrics: Mapping[str, float], champion: Mapping[str, float] | None
-) -> list[str]:
-    """Why a model does not pass; empty where it does. A metric that is not a number does not pass."""
-    value = metrics.get(gate.metric)
-    if value is None:
-        there = ", ".join(sorted(metrics)) or "none"
-        return [f"training reported no metric {gate.metric!r}; it reported: {there}"]
-    problems = []
-    if gate.min is not None and not value >= gate.min:
-        problems.append(f"{gate.metric} = {value:.6g} is below {gate.min:g}")
-    if gate.max is not None and not value <= gate.max:
-        problems.append(f"{gate.metric} = {value:.6g} is above {gate.max:g}")
-    before = champion.get(gate.metric) if champion is not None else None
-    if gate.better_than is not None and before is not None:
-        good = value >= before - gate.tolerance if gate.higher_is_better else value <= before + gate.tolerance
-        if not good:
-            problems.append(f"{gate.metric} = {value:.6g} is worse than the champion's {before:.6g}")
-    return problems
-
-
-def gate_result(
-    spec: ExperimentSpec, metrics: Mapping[str, float], champion: Mapping[str, float] | None
-) -> dg.AssetCheckResult:
-    """The gate's evaluation of a model."""
-    problems = [text for gate in spec.config.metric_gate for text in gate_problems(gate, metrics, champion)]
-    return dg.AssetCheckResult(
-        check_name=GATE,
-        passed=not problems,
-        description=(
-            f"Not deployed: {'; '.join(problems)}."
-            if problems
-            else "; ".join(gate_text(gate) for gate in spec.config.metric_gate) + "."
-        ),
-        metadata={
-            **metric_metadata(
-                {
-                    gate.metric: metrics[gate.metric]
-                    for gate in spec.config.metric_gate
-                    if gate.metric in metrics
-                }
-            ),
-            **({"champion": dg.MetadataValue.json(dict(champion))} if champion else {}),
-        },
-    )
-
-
-def champion_metrics(
-    spec: ExperimentSpec, provider: BaseProvider, partition: str | None
-) -> Mapping[str, float] | None:
-    """The metrics of what the endpoint serves now; None where nothing is served or nothing is known of it."""
-    if not any(gate.better_than for gate in spec.config.metric_gate):
-        return None
-    from notebooked_dagster.errors import EndpointNotFoundError
-
-    try:
-        endpoint = provider.endpoint(spec.endpoint_name(partition))
-    except EndpointNotFoundError:
-        return None
-    served = next((item for item in endpoint.deployments if item.role == "champion"), None)
-    if served is None:
-        return None
-    if (kept := served.labels.get("metrics")) is not None:
-        return {str(name): float(value) for name, value in json.loads(kept).items()}
-    try:
-        document = json.loads((Path(served.model_uri) / "model.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return {str(name): float(value) for name, value in document.get("metrics", {}).items()}

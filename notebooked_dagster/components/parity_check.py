@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from notebooked_dagster.resources import ProviderResource
+from notebooked_dagster.core.redaction import REDACTOR
+from notebooked_dagster.resources import PROVIDER, ProviderResource
 from notebooked_dagster.resources.code_state import analysis_options, generate_options
 
 from .model_asset import experiment_of
-from .reporting import reported
-from .spec import PROVIDER, ExperimentSpec
+from .reporting import model_copy, reported
+from .spec import ExperimentSpec
 
 if TYPE_CHECKING:
     from notebooked_dagster.codegen import GeneratedScripts
@@ -61,14 +62,14 @@ def compare(spec: ExperimentSpec, context: dg.AssetCheckExecutionContext) -> dg.
             registered_model=None,
         )
         job = providers.get(spec.config.provider).train(
-            experiment, wait=True, on_log=lambda line: print(line, flush=True)
+            experiment, wait=True, on_log=lambda line: print(REDACTOR.redact(line), flush=True)
         )
         ran = run_notebook(
             spec.notebook,
             work,
             hyperparameters=overrides_by_cell(scripts, spec.config.hyperparameters, settings.seed),
             metrics=tuple(job.metrics),
-            model_dir=Path(job.model_uri or ""),
+            model_dir=model_copy(job) or Path(),
             seed=settings.seed,
             timeout=settings.timeout,
         )

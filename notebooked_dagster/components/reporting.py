@@ -13,6 +13,7 @@ import dagster as dg
 from notebooked_dagster.core.redaction import REDACTOR
 from notebooked_dagster.errors import NotebookedError, ProviderError, TrainingKilledError, from_os
 from notebooked_dagster.notebook.model import Finding, Notebook
+from notebooked_dagster.providers.base import TrainingJob
 
 _PREVIEW_LINES = 120
 _PREVIEW_CHARACTERS = 12_000
@@ -140,6 +141,15 @@ def metric_metadata(metrics: Mapping[str, float]) -> dict[str, dg.FloatMetadataV
 def folder_size(folder: Path) -> int:
     """Bytes of all files below a folder; 0 where there is none."""
     return sum(item.stat().st_size for item in folder.rglob("*") if item.is_file()) if folder.is_dir() else 0
+
+
+def model_copy(job: TrainingJob) -> Path | None:
+    """The model's folder on this machine: the model itself, or the copy of one elsewhere that lies beside the job's log."""
+    if job.model_uri is not None and "://" not in job.model_uri:
+        folder: Path | None = Path(job.model_uri)
+    else:
+        folder = Path(job.log).parent / "model" if job.log is not None else None
+    return folder if folder is not None and folder.is_dir() else None
 
 
 def latest(

@@ -13,9 +13,14 @@ import dagster as dg
 from notebooked_dagster.config import ExperimentConfig
 from notebooked_dagster.resources import Workplace
 
-PROVIDER = "notebooked_provider"
-TRACKING = "notebooked_tracking"
-_FRAMEWORK_KINDS = {"sagemaker": "sagemaker", "azure": "azureml", "gcp": "vertexai", "vertex": "vertexai"}
+_FRAMEWORK_KINDS = {
+    "sagemaker": "sagemaker",
+    "azure": "azureml",
+    "gcp": "vertexai",
+    "vertex": "vertexai",
+    "kubernetes": "kubernetes",
+    "databricks": "databricks",
+}
 
 
 @dataclass(frozen=True)

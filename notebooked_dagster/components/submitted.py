@@ -1,184 +1,248 @@
 """Training that nobody waits for: a run submits the job and ends, and a sensor makes the model when the job has ended.
 
 What is open is in the tags of the runs that submitted, so that one query finds all of it, from any process that reaches the
-instance; what a job was made from is in the observation its run left. A tag is closed only when the event it stands for is
-seen in the event log: a daemon that dies between the two reports once more, and never forgets.
+instance; what a job was made from is in the observation its run left (``submission``). A tag is closed only when the event it
+stands for is seen in the event log: a daemon that dies between the two reports once more, and never forgets.
 """
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
+from dagster._core.definitions.asset_checks.asset_check_evaluation import (
+    AssetCheckEvaluationTargetMaterializationData,
+)
 
 from notebooked_dagster.errors import JobNotFoundError, NotebookedError
-from notebooked_dagster.providers.base import BaseProvider, JobStatus
-from notebooked_dagster.resources import TrackingResource, Workplace
+from notebooked_dagster.providers.base import BaseProvider, JobStatus, TrainingJob
+from notebooked_dagster.resources import PROVIDER, TRACKING, ProviderResource, TrackingResource
 
-from .model_asset import OPEN, OPEN_JOB, SUBMITTED, champion_metrics, gate_result, model_metadata
+from .gate import GATE, champion_metrics, gate_result
+from .model_asset import model_metadata
+from .pipes import log_of, silent, told_by
 from .reporting import metadata_value
 from .spec import ExperimentSpec
+from .submission import Submission, close, made_from, model_record, reported, submissions, superseded
 
 FAILED = "failed job"
+SUPERSEDED = "superseded job"
 # Dagster gives a sensor 60 s; what is not finished in one look is finished in the next.
 _LONGEST_LOOK = 40.0
-_LOOKED_BACK = 50
-
-
-@dataclass(frozen=True, slots=True)
-class Open:
-    """A job that was submitted and not yet reported.
-
-    Attributes:
-        run_id: The run that submitted it.
-        tag: The run's tag that says so.
-        spec: Its experiment.
-        provider: Where it runs.
-        job_id: Its id there.
-        partition: Of the model.
-    """
-
-    run_id: str
-    tag: str
-    spec: ExperimentSpec
-    provider: str
-    job_id: str
-    partition: str | None
+_LOOKED_BACK = 200
 
 
 def training_jobs_sensor(
-    place: Workplace, experiments: Sequence[ExperimentSpec], default_status: dg.DefaultSensorStatus
+    experiments: Sequence[ExperimentSpec], interval: int, default_status: dg.DefaultSensorStatus
 ) -> dg.SensorDefinition:
-    """Makes the models of the jobs that runs submitted without waiting."""
+    """Makes the models of the jobs that runs submitted without waiting.
+
+    Args:
+        experiments: Whose jobs.
+        interval: Seconds between two looks, at the least.
+        default_status: Whether it is on without anybody switching it on.
+    """
     by_name = {spec.name: spec for spec in experiments}
 
     def evaluate(context: dg.SensorEvaluationContext) -> Any:
-        waiting = list(_open(context.instance, by_name))
+        waiting = [item for item in submissions(context.instance) if item.experiment in by_name]
         if not waiting:
             return dg.SkipReason("No training is waited for.")
-        events: list[Any] = []
-        notes: list[str] = []
-        going_on = 0
-        deadline = time.monotonic() + _LONGEST_LOOK
+        providers: ProviderResource = getattr(context.resources, PROVIDER)
+        look = _Look(context.instance, getattr(context.resources, TRACKING))
         for name in sorted({item.provider for item in waiting}):
             mine = [item for item in waiting if item.provider == name]
-            try:
-                provider = place.provider(name)
-                # All that run cost one question; only those that have ended are asked for one by one.
-                known = {job.id: job.status.finished for job in provider.list_jobs()}
-            except NotebookedError as error:
-                notes.append(f"{name}: {error}")
-                continue
-            for item in mine:
-                if _reported(context.instance, item):
-                    _close(context.instance, item)
-                elif not known.get(item.job_id, True):
-                    going_on += 1
-                elif time.monotonic() < deadline:
-                    events.extend(_events(provider, item, context.instance, notes))
-        for note in notes:
+            look.at(name, providers, mine, by_name)
+        for note in look.notes:
             context.log.warning(note)
         return dg.SensorResult(
-            asset_events=events,
-            skip_reason=dg.SkipReason(" ".join([*notes, f"{going_on} training jobs run."])),
+            asset_events=look.events,
+            skip_reason=dg.SkipReason(look.told()),
         )
 
     return dg.SensorDefinition(
         name="training_jobs",
         evaluation_fn=evaluate,
-        minimum_interval_seconds=place.project.automation.interval,
+        minimum_interval_seconds=interval,
         default_status=default_status,
+        required_resource_keys={PROVIDER, TRACKING},
         description="Looks at training jobs that runs submitted without waiting (`wait: false`), and makes their models.",
     )
 
 
-def _open(instance: dg.DagsterInstance, by_name: Mapping[str, ExperimentSpec]) -> Iterator[Open]:
-    for run in instance.get_runs(filters=dg.RunsFilter(tags={OPEN: "true"})):
-        tags = [tag for tag in run.tags if tag.startswith(OPEN_JOB) and run.tags[tag]]
-        if not tags:
-            instance.add_run_tags(run.run_id, {OPEN: "false"})
-        for tag in tags:
-            name, _, partition = tag.removeprefix(OPEN_JOB).partition("/")
-            provider, _, job_id = run.tags[tag].partition("/")
-            if name in by_name:
-                yield Open(run.run_id, tag, by_name[name], provider, job_id, partition or None)
+class _Look:
+    """One look at everything that was submitted."""
 
+    def __init__(self, instance: dg.DagsterInstance, tracking: TrackingResource) -> None:
+        self.events: list[Any] = []
+        self.notes: list[str] = []
+        self.going_on = 0
+        self._instance = instance
+        self._tracking = tracking
+        self._deadline = time.monotonic() + _LONGEST_LOOK
 
-def _close(instance: dg.DagsterInstance, item: Open) -> None:
-    instance.add_run_tags(item.run_id, {item.tag: ""})
+    def at(
+        self,
+        name: str,
+        providers: ProviderResource,
+        items: Sequence[Submission],
+        by_name: Mapping[str, ExperimentSpec],
+    ) -> None:
+        """Look at what one provider was asked for."""
+        try:
+            provider = providers.get(name)
+            # All that run cost one question; only those that have ended are asked for one by one.
+            known = {job.id: job.status.finished for job in provider.list_jobs()}
+        except (NotebookedError, OSError) as error:
+            self.notes.append(f"{name}: {error}")
+            return
+        for item in items:
+            spec = by_name[item.experiment]
+            if item.job_id is not None and not known.get(item.job_id, True):
+                # What runs has left nothing in the event log yet: most of what waits costs no query.
+                self.going_on += 1
+                continue
+            model = model_record(self._instance, spec, item)
+            if model is not None and self._unjudged(spec, model):
+                self._judge(provider, spec, item, model)
+            elif model is not None or reported(self._instance, spec, item, (FAILED, SUPERSEDED)):
+                close(self._instance, item.run_id, item.tag, item.told)
+            elif time.monotonic() < self._deadline:
+                try:
+                    self.events.extend(self._events(provider, spec, item))
+                except (NotebookedError, OSError) as error:
+                    # Out of reach, or no room on the disk; the next look may do.
+                    self.notes.append(f"Training of {item.experiment} ({item.job_id or item.token}): {error}")
+            else:
+                self.going_on += 1
 
+    def told(self) -> str:
+        """The look in a line."""
+        made = sum(isinstance(event, dg.AssetMaterialization) for event in self.events)
+        models = [f"{made} model{'s' if made > 1 else ''} made."] if made else []
+        return " ".join([*self.notes, *models, f"{self.going_on} training jobs run."])
 
-def _reported(instance: dg.DagsterInstance, item: Open) -> bool:
-    key = item.spec.key("model")
-    made = instance.fetch_materializations(key, limit=_LOOKED_BACK).records
-    if any(metadata_value(record.asset_materialization, "job") == item.job_id for record in made):
-        return True
-    return any(text == item.job_id for text in _observed(instance, item, FAILED))
+    def _job(self, provider: BaseProvider, spec: ExperimentSpec, item: Submission) -> TrainingJob | None:
+        """The job now; None where there is none and may yet be one. Raises JobNotFoundError where there will be none."""
+        if item.job_id is not None:
+            return provider.status(item.job_id)
+        job = provider.job_of(spec.config.name, item.token)
+        run = self._instance.get_run_by_id(item.run_id)
+        if job is None and (run is None or run.is_finished):
+            raise JobNotFoundError(f"Run {item.run_id} ended before it had submitted the training.")
+        return job
 
-
-def _observed(instance: dg.DagsterInstance, item: Open, name: str) -> Iterator[Any]:
-    for record in instance.fetch_observations(item.spec.key("model"), limit=_LOOKED_BACK).records:
-        seen = record.event_log_entry.asset_observation
-        if seen is not None and name in seen.metadata:
-            yield seen.metadata[name].value
-
-
-def _events(
-    provider: BaseProvider, item: Open, instance: dg.DagsterInstance, notes: list[str]
-) -> Iterator[Any]:
-    """What a job that has ended is to the asset graph: a model and its gate's verdict, or a failure."""
-    key = item.spec.key("model")
-    try:
-        job = provider.status(item.job_id)
-    except JobNotFoundError as error:
-        notes.append(f"Training of {item.spec.name} ({item.job_id}): {error}")
-        yield _failure(item, str(error))
-        return
-    except NotebookedError as error:
-        # The provider is out of reach; the next look may find it.
-        notes.append(f"Training of {item.spec.name} ({item.job_id}): {error}")
-        return
-    if not job.status.finished:
-        return
-    if job.status is not JobStatus.SUCCEEDED:
-        notes.append(f"Training of {item.spec.name} ({job.id}) is {job.status.value}: {job.message}")
-        yield _failure(item, f"{job.message}\n{job.traceback}".strip())
-        return
-    page = TrackingResource().run_page(job.mlflow_run_id) if job.mlflow_run_id else None
-    yield dg.AssetMaterialization(
-        key,
-        description=f"Trained by job {job.id}, which run {item.run_id} submitted.",
-        partition=item.partition,
-        metadata={**_made_from(instance, item), **model_metadata(job, page)},
-        tags={"dagster/data_version": job.id},
-    )
-    if item.spec.config.metric_gate:
-        champion = champion_metrics(item.spec, provider, item.partition)
-        verdict = gate_result(item.spec, job.metrics, champion)
-        yield dg.AssetCheckEvaluation(
-            asset_key=key,
-            check_name=str(verdict.check_name),
-            passed=verdict.passed,
-            metadata=verdict.metadata,
-            description=verdict.description,
-            blocking=True,
+    def _events(self, provider: BaseProvider, spec: ExperimentSpec, item: Submission) -> Iterator[Any]:
+        """What a job that has ended is to the asset graph: a model and its gate's verdict, or a failure."""
+        try:
+            job = self._job(provider, spec, item)
+        except JobNotFoundError as error:
+            self.notes.append(f"Training of {spec.name}: {error}")
+            yield _observation(spec, item, FAILED, str(error))
+            return
+        if job is None or not job.status.finished:
+            self.going_on += 1
+            return
+        told = told_by(spec, provider, job.id, log_of(self._instance, item.run_id))
+        if job.status is not JobStatus.SUCCEEDED:
+            if told is not None:
+                told.say_checks()
+            self.notes.append(f"Training of {spec.name} ({job.id}) is {job.status.value}: {job.message}")
+            yield _observation(spec, item, FAILED, f"{job.message}\n{job.traceback}".strip())
+            return
+        if superseded(self._instance, spec, item):
+            text = f"Job {job.id} has ended, but a model that was asked for later is there already."
+            self.notes.append(f"Training of {spec.name}: {text}")
+            yield _observation(spec, item, SUPERSEDED, text)
+            return
+        page = self._tracking.run_page(job.mlflow_run_id) if job.mlflow_run_id else None
+        facts, inputs = made_from(self._instance, spec, item)
+        yield dg.AssetMaterialization(
+            spec.key("model"),
+            description=f"Trained by job {job.id}, which run {item.run_id} submitted.",
+            partition=item.partition,
+            metadata={
+                **(told.metadata if told is not None else {}),
+                **facts,
+                **model_metadata(job, page),
+                "submitted": dg.MetadataValue.timestamp(item.created_at),
+                "submitted by run": dg.MetadataValue.dagster_run(item.run_id),
+            },
+            tags={
+                **inputs,
+                "dagster/data_version": job.id,
+                "dagster/data_version_is_user_provided": "true",
+            },
         )
 
+    def _unjudged(self, spec: ExperimentSpec, model: dg.EventLogRecord) -> bool:
+        """Whether no check of this very model is in the log yet; checks come after it, because they name its event."""
+        names = {check.name for check in spec.config.pipes.checks}
+        if spec.config.metric_gate:
+            names.add(GATE)
+        for name in names:
+            history = self._instance.event_log_storage.get_asset_check_execution_history(
+                dg.AssetCheckKey(spec.key("model"), name), limit=_LOOKED_BACK
+            )
+            for record in history:
+                found = record.evaluation
+                target = (
+                    found.target_materialization_data if isinstance(found, dg.AssetCheckEvaluation) else None
+                )
+                if target is not None and target.storage_id == model.storage_id:
+                    return False
+        return bool(names)
 
-def _failure(item: Open, text: str) -> dg.AssetObservation:
+    def _judge(
+        self, provider: BaseProvider, spec: ExperimentSpec, item: Submission, model: dg.EventLogRecord
+    ) -> None:
+        """The checks of a model that is in the log: its gate's verdict, and what the training reported itself."""
+        job_id = str(metadata_value(model.asset_materialization, "job"))
+        try:
+            metrics = metadata_value(model.asset_materialization, "metrics") or {}
+            # Its lines were said with the model.
+            told = told_by(spec, provider, job_id, silent)
+            verdicts = told.checks() if told is not None else []
+            if spec.config.metric_gate:
+                champion = champion_metrics(spec, provider, item.partition)
+                verdicts.append(gate_result(spec, metrics, champion))
+        except JobNotFoundError as error:
+            self.notes.append(f"Training of {spec.name}: {error}")
+            close(self._instance, item.run_id, item.tag, item.told)
+            return
+        except (NotebookedError, OSError) as error:
+            self.notes.append(f"Training of {spec.name} ({job_id}): {error}")
+            return
+        blocking = {check.name for check in spec.config.pipes.checks if check.blocking} | {GATE}
+        self.events.extend(
+            dg.AssetCheckEvaluation(
+                asset_key=spec.key("model"),
+                check_name=str(verdict.check_name),
+                passed=verdict.passed,
+                metadata=verdict.metadata or {},
+                severity=verdict.severity,
+                description=verdict.description,
+                blocking=str(verdict.check_name) in blocking,
+                partition=item.partition,
+                # By this Dagster knows that the model it has now is the one that was judged.
+                target_materialization_data=AssetCheckEvaluationTargetMaterializationData(
+                    storage_id=model.storage_id, run_id=model.run_id, timestamp=model.timestamp
+                ),
+            )
+            for verdict in verdicts
+        )
+        if not verdicts:
+            close(self._instance, item.run_id, item.tag, item.told)
+
+
+def _observation(spec: ExperimentSpec, item: Submission, name: str, text: str) -> dg.AssetObservation:
     return dg.AssetObservation(
-        item.spec.key("model"),
+        spec.key("model"),
         description=text[:4000] or "Training failed.",
         partition=item.partition,
-        metadata={FAILED: item.job_id, "submitted by run": dg.MetadataValue.dagster_run(item.run_id)},
+        metadata={
+            name: item.token,
+            "job": item.job_id or "none",
+            "submitted by run": dg.MetadataValue.dagster_run(item.run_id),
+        },
     )
-
-
-def _made_from(instance: dg.DagsterInstance, item: Open) -> dict[str, Any]:
-    """What the run that submitted the job wrote down of it."""
-    for record in instance.fetch_observations(item.spec.key("model"), limit=_LOOKED_BACK).records:
-        seen = record.event_log_entry.asset_observation
-        if seen is not None and SUBMITTED in seen.metadata and seen.metadata[SUBMITTED].value == item.job_id:
-            return {name: value for name, value in seen.metadata.items() if name not in (SUBMITTED, "run")}
-    return {}

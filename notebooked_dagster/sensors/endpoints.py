@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dagster as dg
 import orjson
 
+from notebooked_dagster.config import ExperimentConfig
 from notebooked_dagster.errors import CapabilityError, EndpointNotFoundError, NotebookedError
 from notebooked_dagster.providers.base import BaseProvider, EndpointStatus
-from notebooked_dagster.resources import Workplace
+from notebooked_dagster.providers.registry import same_provider
+from notebooked_dagster.resources import PROVIDER, ProviderResource, Workplace
 
 from .watch import Watched
 
 _WELL = (EndpointStatus.HEALTHY, EndpointStatus.CREATING)
+# Dagster gives a sensor 60 s; who is not looked at in one tick is in the next.
+# A look that begins in time may take as long again as a provider takes to answer.
+_LONGEST_LOOK = 20.0
+_LONGEST_MENDING = 10.0
+_NO_TIME = "no time left"
 
 
 def endpoint_health_sensor(
@@ -27,24 +35,28 @@ def endpoint_health_sensor(
         before: dict[str, str] = orjson.loads(context.cursor) if context.cursor else {}
         now: dict[str, str] = {}
         events: list[dg.AssetCheckEvaluation] = []
-        notes: list[str] = []
-        for item in served:
-            if item.config.partitions is not None and item.config.partitions.datasets:
-                names = [f"{item.config.endpoint_name}-{name}" for name in item.config.partitions.datasets]
-            else:
-                names = [item.config.endpoint_name]
-            found = [text for name in names if (text := _looked_after(place, item, name, notes)) is not None]
-            if not found:
-                continue
-            status = next((text for text in found if not text.startswith("healthy")), found[0])
-            now[item.name] = status
-            if before.get(item.name) != status:
+        round_ = _Round(context.instance, getattr(context.resources, PROVIDER))
+        # Who was left out last time for want of time comes first.
+        for item in sorted(
+            served, key=lambda item: any(name in before for name in item.config.endpoint_names)
+        ):
+            for name in item.config.endpoint_names:
+                seen = round_.look_after(item, name)
+                if seen is _NO_TIME or (seen or "").startswith(EndpointStatus.CREATING.value):
+                    # Not looked at, or neither well nor ill yet: as it was.
+                    seen = before.get(name)
+                if seen is not None:
+                    now[name] = seen
+            status = _worst([now[name] for name in item.config.endpoint_names if name in now])
+            if status is not None and status != _worst(
+                [before[name] for name in item.config.endpoint_names if name in before]
+            ):
                 events.append(_evaluation(item, status))
-        for note in notes:
+        for note in round_.notes:
             context.log.warning(note)
         return dg.SensorResult(
             asset_events=events,
-            skip_reason=dg.SkipReason(" ".join(notes) or f"{len(now)} endpoints, nothing changed."),
+            skip_reason=dg.SkipReason(" ".join(round_.notes) or f"{len(now)} endpoints, nothing changed."),
             cursor=orjson.dumps(now).decode(),
         )
 
@@ -53,29 +65,60 @@ def endpoint_health_sensor(
         evaluation_fn=evaluate,
         minimum_interval_seconds=place.project.automation.health_interval,
         default_status=default_status,
+        required_resource_keys={PROVIDER},
         description="Asks every declared endpoint whether it is healthy, and brings it back where it is not.",
     )
 
 
-def _looked_after(place: Workplace, item: Watched, name: str, notes: list[str]) -> str | None:
-    """The status of an endpoint after trying to mend it; None where there is none yet."""
-    try:
-        provider = place.provider(item.config.provider)
-        live = provider.endpoint(name)
-        if live.status not in _WELL:
-            notes.append(
-                f"{name} is {live.status.value} ({live.message or 'no reason given'}); bringing it back."
-            )
-            live = provider.ensure(name)
-        return f"{live.status.value} {live.message}".strip()
-    except EndpointNotFoundError:
-        return None
-    except CapabilityError as error:
-        return f"unknown: {error.message}"
-    except (NotebookedError, OSError) as error:
-        # One broken endpoint must not keep the others from being looked at.
-        notes.append(f"{name}: {error}")
-        return f"failed: {getattr(error, 'message', error)}"
+class _Round:
+    """One look at all endpoints, within the time that a sensor has."""
+
+    def __init__(self, instance: dg.DagsterInstance, providers: ProviderResource) -> None:
+        self.notes: list[str] = []
+        self._instance = instance
+        self._providers = providers
+        self._deadline = time.monotonic() + _LONGEST_LOOK
+
+    def look_after(self, item: Watched, name: str) -> str | None:
+        """The status of an endpoint after trying to mend it; None where there is none yet, or no time is left."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            self.notes.append(f"{name} is looked at in the next round.")
+            return _NO_TIME
+        try:
+            provider = self._providers.get(served_by(self._instance, item.config, name))
+            live = provider.endpoint(name)
+            if live.status not in _WELL:
+                self.notes.append(
+                    f"{name} is {live.status.value} ({live.message or 'no reason given'}); bringing it back."
+                )
+                live = provider.ensure(name, patience=min(left, _LONGEST_MENDING))
+            return f"{live.status.value} {live.message}".strip()
+        except EndpointNotFoundError:
+            return None
+        except CapabilityError as error:
+            return f"unknown: {error.message}"
+        except (NotebookedError, OSError) as error:
+            # One broken endpoint must not keep the others from being looked at.
+            self.notes.append(f"{name}: {error}")
+            return f"failed: {getattr(error, 'message', error)}"
+
+
+def served_by(instance: dg.DagsterInstance, config: ExperimentConfig, name: str) -> str:
+    """The provider that an endpoint was last deployed to, which may be another than the declared one."""
+    partition = config.partition_of(name)
+    asked = dg.AssetRecordsFilter(
+        asset_key=dg.AssetKey([config.key, "endpoint"]),
+        asset_partitions=[partition] if partition is not None else None,
+    )
+    records = instance.fetch_materializations(asked, limit=1).records
+    made = records[0].asset_materialization if records else None
+    told = made.metadata.get("provider") if made is not None else None
+    return str(told.value) if told is not None else config.provider
+
+
+def _worst(statuses: list[str]) -> str | None:
+    return next((text for text in statuses if not text.startswith("healthy")), next(iter(statuses), None))
 
 
 def _evaluation(item: Watched, status: str) -> dg.AssetCheckEvaluation:
@@ -96,9 +139,17 @@ def orphan_sensor(
 
     def evaluate(context: dg.SensorEvaluationContext) -> Any:
         notes: list[str] = []
-        for name in sorted({item.config.provider for item in experiments} | {"local"}):
+        providers: ProviderResource = getattr(context.resources, PROVIDER)
+        serving = {
+            name: served_by(context.instance, item.config, name)
+            for item in experiments
+            for name in item.config.endpoint_names
+        }
+        asked = {item.config.provider for item in experiments} | {"local", *serving.values()}
+        for name in [providers.only] if providers.only else sorted(asked):
             try:
-                notes.extend(orphans(place.provider(name), experiments, remove))
+                found = orphans(providers.get(name), experiments, remove, place.project_id, serving)
+                notes.extend(found)
             except CapabilityError:
                 continue
             except (NotebookedError, OSError) as error:
@@ -112,6 +163,7 @@ def orphan_sensor(
         evaluation_fn=evaluate,
         minimum_interval_seconds=3600,
         default_status=default_status,
+        required_resource_keys={PROVIDER},
         description=(
             "Looks for endpoints of experiments that are no longer declared and for MLflow runs whose training died. "
             + (
@@ -123,20 +175,34 @@ def orphan_sensor(
     )
 
 
-def orphans(provider: BaseProvider, experiments: Sequence[Watched], remove: bool) -> list[str]:
+def orphans(
+    provider: BaseProvider,
+    experiments: Sequence[Watched],
+    remove: bool,
+    project: str,
+    serving: Mapping[str, str] | None = None,
+) -> list[str]:
     """Sentences on what was left over, and on what was done about it.
 
-    An endpoint is ours to remove only where every deployment says that a Dagster run made it.
+    An endpoint is declared at the provider that its declaration names, and at the one that serves it until it has moved
+    there (``serving``: provider by endpoint).
+
+    An endpoint is ours to remove only where every deployment says that a Dagster run of this very project made it: an
+    account of a cloud has room for more than one.
     """
-    declared = set()
-    for item in experiments:
-        declared.add(item.config.endpoint_name)
-        if item.config.partitions is not None:
-            declared.update(f"{item.config.endpoint_name}-{name}" for name in item.config.partitions.datasets)
+    declared = {
+        name
+        for item in experiments
+        for name in item.config.endpoint_names
+        if provider.name == (serving or {}).get(name) or same_provider(provider.name, item.config.provider)
+    }
     notes = []
     for endpoint in provider.list_endpoints():
-        by_us = endpoint.deployments and all("dagster_run" in item.labels for item in endpoint.deployments)
-        if endpoint.name in declared or not by_us:
+        ours = endpoint.deployments and all(
+            "dagster_run" in item.labels and item.labels.get("project") == project
+            for item in endpoint.deployments
+        )
+        if endpoint.name in declared or not ours:
             continue
         if remove:
             notes.append(f"Endpoint {endpoint.name} is declared nowhere; removed.")

@@ -41,7 +41,9 @@ def notebook_changes_sensor(
         for path in look.undeclared:
             context.log.info("%s has no declaration; `notebooked init` writes one.", path)
         requests = [
-            request for change in look.changes if (request := _request(change, bootstrap)) is not None
+            request
+            for change in look.changes
+            if (request := _request(change, bootstrap, context.cursor or "")) is not None
         ]
         return dg.SensorResult(
             run_requests=requests,
@@ -88,7 +90,15 @@ def _recorded(instance: dg.DagsterInstance) -> Callable[[Watched], Recorded]:
     return recorded
 
 
-def _request(change: Change, bootstrap: bool) -> dg.RunRequest | None:
+def _request(change: Change, bootstrap: bool, before: str) -> dg.RunRequest | None:
+    """The run that a change asks for.
+
+    Args:
+        change: What a look saw.
+        bootstrap: Whether what never ran is asked for as well.
+        before: The cursor that the look started from. It is in the run's key: a daemon that dies before it has stored the
+            new cursor looks from the same one again and asks once; an edit that is taken back and made again asks again.
+    """
     config = change.experiment.config
     if not change.stale or (change.first and not bootstrap):
         return None
@@ -105,7 +115,9 @@ def _request(change: Change, bootstrap: bool) -> dg.RunRequest | None:
         return None
     why = ",".join(change.stages) or ("first look" if change.first else "declaration")
     return dg.RunRequest(
-        run_key="/".join((change.experiment.name, *map(str, change.state.stamp), *change.versions_text)),
+        run_key="/".join(
+            (change.experiment.name, before, *map(str, change.state.stamp), *change.versions_text)
+        ),
         job_name=_job(change.experiment),
         asset_selection=keys,
         asset_check_keys=_checks(change, wanted),

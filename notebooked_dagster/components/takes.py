@@ -1,0 +1,108 @@
+"""``Takes``: what edge devices recorded, as partitions of an asset."""
+
+# No `from __future__ import annotations`: Dagster reads the annotation of `context` as it stands.
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from notebooked_dagster.resources import Workplace
+
+
+class Takes(dg.Component, dg.Model, dg.Resolvable):
+    """The takes in a spool folder: each new one becomes a partition, once, and is materialized.
+
+    .. code-block:: yaml
+
+        type: notebooked_dagster.Takes
+        attributes:
+          spool: takes
+
+    Attributes:
+        spool: The folder that takes are fetched into, relative to the project's folder.
+        asset: The asset's name; the partitions are called ``notebooked_<asset>``.
+        interval: Seconds between two looks.
+        running: Whether the sensor is on without anybody switching it on in the UI.
+    """
+
+    spool: str = "takes"
+    asset: str = "takes"
+    interval: int = 30
+    running: bool = True
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        """The asset and the sensor."""
+        place = Workplace.here()
+        return takes_definitions(
+            place.root / self.spool, place.state, self.asset, self.interval, self.running
+        )
+
+
+def takes_definitions(
+    spool: Path, state: Path, name: str = "takes", interval: int = 30, running: bool = True
+) -> dg.Definitions:
+    """The asset ``name`` and the sensor that fills it. What reads MIDI is imported only when it is read."""
+    partitions = dg.DynamicPartitionsDefinition(name=f"notebooked_{name}")
+    memory = state / "takes" / f"{name}.json"
+
+    @dg.asset(
+        name=name,
+        partitions_def=partitions,
+        group_name=name,
+        kinds={"midi"},
+        description="What edge devices recorded: a standard MIDI file and what is known of it, a partition a take.",
+    )
+    def takes(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        from notebooked_dagster.realtime.arrivals import folder_of
+        from notebooked_dagster.realtime.takes import read_take
+
+        folder = folder_of(spool, context.partition_key)
+        take = read_take(folder)
+        told = take.sidecar
+        return dg.MaterializeResult(
+            data_version=dg.DataVersion(str(told["sha256"])),
+            metadata={
+                "file": dg.MetadataValue.path(str(take.midi)),
+                "device": str(told["device"]),
+                "started": dg.MetadataValue.text(str(told["started"])) if "started" in told else "unknown",
+                "seconds": float(told["seconds"]),
+                "messages": int(told["messages"]),
+                "ports": dg.MetadataValue.json(list(told["ports"])),
+                "bpm": float(told["bpm"]),
+                "gaps": dg.MetadataValue.json(list(told["gaps"])),
+                "complete": bool(told["complete"]),
+            },
+        )
+
+    def evaluate(context: dg.SensorEvaluationContext) -> Any:
+        from notebooked_dagster.realtime.arrivals import look
+
+        known = context.instance.get_dynamic_partitions(str(partitions.name))
+        found = look(spool, memory, known)
+        for folder, reason in found.broken:
+            context.log.warning("%s: %s", folder, reason)
+        made = context.instance.get_materialized_partitions(dg.AssetKey([name]))
+        new = [take.key for take in found.takes if take.key not in set(known)]
+        # Those that are known and not made as well: a daemon that died between the two would leave them for ever. The run
+        # key keeps a run that was asked for from being asked for again.
+        wanted = [take.key for take in found.takes if take.key not in made]
+        return dg.SensorResult(
+            dynamic_partitions_requests=[partitions.build_add_request(new)] if new else [],
+            run_requests=[dg.RunRequest(run_key=key, partition_key=key) for key in wanted],
+            asset_events=[
+                dg.AssetObservation(asset_key=name, metadata={"broken take": str(folder), "reason": reason})
+                for folder, reason in found.broken
+            ],
+            skip_reason=None if wanted else dg.SkipReason(f"{len(found.takes)} takes, none of them new."),
+        )
+
+    sensor = dg.SensorDefinition(
+        name=f"new_{name}",
+        evaluation_fn=evaluate,
+        target=[takes],
+        minimum_interval_seconds=interval,
+        default_status=dg.DefaultSensorStatus.RUNNING if running else dg.DefaultSensorStatus.STOPPED,
+        description="Looks for takes that edge devices delivered; each becomes a partition, once. A broken one is told once.",
+    )
+    return dg.Definitions(assets=[takes], sensors=[sensor])
