@@ -1,0 +1,608 @@
+"""What runs on a device: starts runs that outlive the SSH session, hands out their journals, cancels, tidies up.
+
+``python3 -m notebooked_edge.agent COMMAND``, started in the folder that holds this package: one request as JSON on stdin,
+one line of JSON on stdout as the answer, then bytes where the answer says so. Standard library only; Dagster is only in
+the process of a run (``recording``). The device's folder::
+
+    agents/<hash>/notebooked_edge/   this code
+    releases/<hash>/                 the project's code; ``current`` points at the newest
+    environments/<hash>/             what uv installed from the lock file
+    instance/                        the small Dagster instance of all runs here
+    runs/<run id>/                   request, journal, lease, compute logs, outputs
+
+A run is two processes: this module as its *keeper*, which notes how the worker ended, and the worker. Both hold a lock on
+``alive`` from before they are born: who can take that lock knows that neither lives, whatever became of their numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from .journal import NAME, Journal, clock, decode
+
+ROOT = Path.cwd().parents[1] if len(Path.cwd().parents) > 1 else Path.cwd()
+RELEASES, RUNS, ENVIRONMENTS, INSTANCE = "releases", "runs", "environments", "instance"
+REQUEST, ALIVE, CANCEL, LEASE, DELIVERED, LOG = (
+    "request.json",
+    "alive",
+    "cancel",
+    "lease.json",
+    "delivered",
+    "log",
+)
+OUTPUTS, COMPUTE_LOGS = "outputs", "compute_logs"
+# A worker that was asked to stop and is deaf to it.
+_GRACE = 30.0
+_POLL = 0.05
+# A lease that has more of its time left than this is not written anew.
+_RENEWED = 0.8
+# What a run may see of the environment that sshd gave us; the rest has to be named.
+_KEPT = (
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "LANG",
+    "TZ",
+    "TMPDIR",
+    "XDG_RUNTIME_DIR",
+    "DBUS_SESSION_BUS_ADDRESS",
+)
+
+
+class RefusedError(Exception):
+    """A request that cannot be granted; the host reads the reason by its code."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def main() -> int:
+    """Answer one request."""
+    os.umask(0o077)
+    command = sys.argv[1]
+    if command == "keep":
+        return _keep(Path(sys.argv[2]))
+    try:
+        request = json.load(sys.stdin) if command not in ("hello", "env") else {}
+        header, body = _COMMANDS[command](request)
+    except RefusedError as refusal:
+        header, body = {"refused": refusal.code, "message": str(refusal)}, b""
+    except OSError as problem:
+        header, body = {"refused": "os", "message": f"{problem.strerror}: {problem.filename}"}, b""
+    sys.stdout.buffer.write(json.dumps(header).encode() + b"\n" + body)
+    return 0
+
+
+def boot_id() -> str:
+    """Another after each start of the device."""
+    override = ROOT / "boot_id"
+    # Where there is no /proc, and where a test plays a reboot.
+    for path in (override, Path("/proc/sys/kernel/random/boot_id")):
+        with contextlib.suppress(OSError):
+            return path.read_text().strip()
+    return str(round(time.time() - clock(), -1))
+
+
+# -- start
+
+
+def _start(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """Start a run; asked again, only say how it is."""
+    run_id = request["run"]
+    folder = ROOT / RUNS / run_id
+    with _lock(ROOT / "start.lock"):
+        if (folder / REQUEST).exists():
+            return {**_state(folder), "again": True}, b""
+        release = ROOT / RELEASES / request["release"]
+        if not (release / ".complete").exists():
+            raise RefusedError("no-release", f"There is no release {request['release']}.")
+        if (
+            request.get("environment")
+            and not (ROOT / ENVIRONMENTS / request["environment"] / ".complete").exists()
+        ):
+            raise RefusedError("no-environment", f"There is no environment {request['environment']}.")
+        busy = sum(_alive(other) for other in _runs())
+        if busy >= request["capacity"]:
+            raise RefusedError(
+                "full", f"{busy} runs are under way, and the device's capacity is {request['capacity']}."
+            )
+        os.utime(release)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (OUTPUTS, COMPUTE_LOGS):
+            (folder / name).mkdir(exist_ok=True)
+        journal = Journal(folder)
+        journal.reserve()
+        _write(folder / "began.json", {"boot": boot_id(), "m": clock(), "host": request["host_time"]})
+        # Last, and whole or not at all: a run whose request is here is started, or died trying and is told as such.
+        _write(folder / REQUEST, request)
+        journal.append(
+            {"kind": "began", "boot": boot_id(), "host": request["host_time"], "clock": time.time()}
+        )
+        how = _spawn(folder)
+    return {**_state(folder), "again": False, "how": how}, b""
+
+
+def _spawn(folder: Path) -> str:
+    """Start the keeper so that it outlives this session."""
+    command = [sys.executable, "-S", "-m", f"{__package__}.agent", "keep", str(folder)]
+    lock = os.open(folder / ALIVE, os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        with (folder / LOG).open("ab") as log:
+            if _has_systemd():
+                # logind may end what belongs to a session; a unit of the user's manager does not.
+                unit = f"--unit=notebooked-run-{folder.name}"
+                wrapped = [
+                    "systemd-run",
+                    "--user",
+                    "--collect",
+                    "--quiet",
+                    unit,
+                    f"--working-directory={Path.cwd()}",
+                    *command,
+                ]
+                os.close(lock)
+                lock = -1
+                done = subprocess.run(wrapped, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False)
+                if done.returncode == 0 and _until(lambda: _alive(folder), 10):
+                    return "systemd"
+                lock = os.open(folder / ALIVE, os.O_RDWR | os.O_CREAT, 0o600)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                pass_fds=(lock,), env={**os.environ, "NOTEBOOKED_EDGE_LOCK": str(lock)},
+            )  # fmt: skip
+            return "setsid"
+    finally:
+        if lock >= 0:
+            os.close(lock)
+
+
+def _has_systemd() -> bool:
+    """Whether the user's own systemd runs, and goes on when nobody is logged in."""
+    user = os.environ.get("USER") or os.environ.get("LOGNAME") or ""
+    runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}")
+    return bool(
+        shutil.which("systemd-run")
+        and (runtime / "systemd/private").exists()
+        and Path("/var/lib/systemd/linger", user).is_file()
+    )
+
+
+# -- the keeper
+
+
+def _keep(folder: Path) -> int:
+    """Run the worker of a run, and note how it ended."""
+    lock = int(os.environ.pop("NOTEBOOKED_EDGE_LOCK", "-1"))
+    if lock < 0:
+        lock = os.open(folder / ALIVE, os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    os.set_inheritable(lock, False)
+    request = json.loads((folder / REQUEST).read_text())
+    # What was handed over is the worker's alone, and stays on no disk.
+    _write(folder / REQUEST, {**request, "env": {}})
+    journal = Journal(folder)
+    if (folder / CANCEL).exists():
+        journal.append({"kind": "exit", "code": 0, "why": "canceled"})
+        return 0
+    release = ROOT / RELEASES / request["release"]
+    python = request.get("python") or str(
+        ROOT / ENVIRONMENTS / str(request.get("environment")) / "bin/python"
+    )
+    environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    environment |= {
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": os.pathsep.join((str(release), str(Path.cwd()))),
+        "NOTEBOOKED_EDGE_RUN": str(folder),
+        "NOTEBOOKED_EDGE_OUTPUTS": str(folder / OUTPUTS),
+        "NOTEBOOKED_PROJECT_ROOT": str(release),
+        # What a project makes stays out of its release, which others share.
+        "NOTEBOOKED_STATE_DIR": str(ROOT / "state"),
+        "NOTEBOOKED_SCRIPTS_DIR": str(ROOT / "state/scripts"),
+        **request["env"],
+    }
+    try:
+        with (folder / LOG).open("ab") as log:
+            worker = subprocess.Popen(
+                [python, "-m", f"{__package__}.recording"], cwd=release, env=environment,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(lock,), start_new_session=True,
+            )  # fmt: skip
+    except OSError as problem:
+        journal.append(
+            {"kind": "exit", "code": 127, "why": "start", "message": f"{python}: {problem.strerror}"}
+        )
+        return 1
+    code = _wait(worker, folder)
+    journal.release()
+    journal.append(
+        {"kind": "exit", "code": code, "why": "exit", "message": _tail(folder / LOG) if code else ""}
+    )
+    return 0
+
+
+def _wait(worker: subprocess.Popen[bytes], folder: Path) -> int:
+    """The worker's exit code. One that does not heed a cancellation is ended, with all its children."""
+    asked: float | None = None
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return worker.wait(1.0)
+        if asked is None and (folder / CANCEL).exists():
+            asked = time.monotonic()
+        if asked is not None and time.monotonic() - asked > _GRACE:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(worker.pid, signal.SIGKILL)
+
+
+def _tail(path: Path, length: int = 2000) -> str:
+    with contextlib.suppress(OSError), path.open("rb") as stream:
+        stream.seek(max(0, path.stat().st_size - length))
+        return stream.read().decode("utf-8", "replace").strip()
+    return ""
+
+
+# -- how a run is
+
+
+def _runs() -> list[Path]:
+    folder = ROOT / RUNS
+    return sorted(path for path in folder.iterdir() if (path / REQUEST).exists()) if folder.is_dir() else []
+
+
+def _alive(folder: Path) -> bool:
+    try:
+        handle = os.open(folder / ALIVE, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    """How a run is. A run that died without a word gets its exit record now, with what can be known of its death."""
+    if not (folder / REQUEST).exists():
+        return {"state": "absent", "size": 0}
+    alive = _alive(folder)
+    if not alive and not _ended(folder):
+        with _lock(folder / "verdict.lock"):
+            if not _alive(folder) and not _ended(folder):
+                began = json.loads((folder / "began.json").read_text())
+                why = "rebooted" if began["boot"] != boot_id() else "vanished"
+                journal = Journal(folder)
+                journal.release()
+                journal.append({"kind": "exit", "code": None, "why": why, "message": _tail(folder / LOG)})
+    return {"state": "running" if alive else "ended", "size": _size(folder)}
+
+
+def _ended(folder: Path) -> bool:
+    """Whether the last record is the exit record."""
+    path = folder / NAME
+    if not path.exists():
+        return False
+    with path.open("rb") as stream:
+        # An exit record is short; what stands before it is cut at a record's beginning.
+        start = max(0, path.stat().st_size - 16384)
+        stream.seek(start)
+        tail = stream.read()
+    last = tail.rfind(b'"kind":"exit"')
+    if last < 0:
+        return False
+    return any(record.data.get("kind") == "exit" for record in decode(tail[tail.rfind(b"\n", 0, last) + 1 :]))
+
+
+# -- what a host asks
+
+
+def _read(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """Journals from given offsets, to the one host that holds the lease; waits a while for something new."""
+    until = time.monotonic() + request.get("wait", 0)
+    asked = {run_id: ROOT / RUNS / run_id for run_id in request["runs"]}
+    while time.monotonic() < until and all(
+        _alive(folder) and _size(folder) <= request["runs"][run_id] for run_id, folder in asked.items()
+    ):
+        time.sleep(_POLL)
+    limit = request.get("limit", 1 << 20)
+    found: dict[str, dict[str, Any]] = {}
+    body = []
+    for run_id, folder in asked.items():
+        found[run_id] = state = _state(folder)
+        if state["state"] == "absent":
+            continue
+        granted, before = _lease(folder, request["owner"], request["ttl"])
+        piece = _piece(folder / NAME, request["runs"][run_id], limit) if granted else b""
+        state |= {"granted": granted, "before": before, "files": _files(folder), "length": len(piece)}
+        limit -= len(piece)
+        body.append(piece)
+    return {"runs": found, "boot": boot_id(), "time": time.time()}, b"".join(body)
+
+
+def _size(folder: Path) -> int:
+    path = folder / NAME
+    return path.stat().st_size if path.exists() else 0
+
+
+def _piece(path: Path, offset: int, limit: int) -> bytes:
+    """Bytes of a journal. What a host has seen must survive a power cut here, or its offset would point into nothing."""
+    if limit <= 0 or not path.exists() or path.stat().st_size <= offset:
+        return b""
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+        stream.seek(offset)
+        piece = stream.read(limit)
+        if len(piece) < limit:
+            return piece
+        # A record that is longer than the limit would never get through.
+        header = piece[:8]
+        longer = 19 + int(header, 16) if len(header) == 8 else 0
+        return piece + stream.read(longer - limit) if longer > limit else piece
+
+
+def _lease(folder: Path, owner: str, ttl: float) -> tuple[bool, str]:
+    """Whether a host may read, and who held the lease before: two that relay one journal would store its events twice."""
+    with _lock(folder / "lease.lock"):
+        path = folder / LEASE
+        held = json.loads(path.read_text()) if path.exists() else {}
+        free = not held or held["boot"] != boot_id() or held["until"] <= clock()
+        if held.get("owner") != owner and not free:
+            return False, held["owner"]
+        before = held.get("owner", "")
+        if before == owner and not free and held["until"] - clock() > ttl * _RENEWED:
+            # An SD card does not live for ever; a host counts on less than is left.
+            return True, before
+        _write(path, {"owner": owner, "until": clock() + ttl, "boot": boot_id()})
+        return True, before
+
+
+def _files(folder: Path) -> dict[str, int]:
+    """What a run wrote, beside its journal: path -> size."""
+    found: dict[str, int] = {}
+    for top in (COMPUTE_LOGS, OUTPUTS):
+        for path in sorted((folder / top).rglob("*")):
+            with contextlib.suppress(OSError):
+                if path.is_file() and not path.is_symlink():
+                    found[path.relative_to(folder).as_posix()] = path.stat().st_size
+    return found
+
+
+def _fetch(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """A piece of one of a run's files; with ``digest``, the SHA-256 of its first ``offset`` bytes instead."""
+    folder = (ROOT / RUNS / request["run"]).resolve()
+    path = (folder / request["path"]).resolve()
+    if not path.is_relative_to(folder) or path.relative_to(folder).parts[0] not in (OUTPUTS, COMPUTE_LOGS):
+        raise RefusedError("path", f"{request['path']} is no file of the run's.")
+    with path.open("rb") as stream:
+        if request.get("digest"):
+            digest, left = hashlib.sha256(), request["offset"]
+            while left > 0 and (piece := stream.read(min(left, 1 << 20))):
+                digest.update(piece)
+                left -= len(piece)
+            return {"sha256": digest.hexdigest()}, b""
+        stream.seek(request["offset"])
+        piece = stream.read(request["limit"])
+    return {"length": len(piece)}, piece
+
+
+def _cancel(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """Ask a run to stop: the worker looks for the file."""
+    folder = ROOT / RUNS / request["run"]
+    state = _state(folder)
+    if state["state"] == "running":
+        (folder / CANCEL).touch()
+    return state, b""
+
+
+def _deliver(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """A host has everything of a run: it may go when the device is tidied."""
+    folder = ROOT / RUNS / request["run"]
+    if folder.is_dir():
+        (folder / DELIVERED).touch()
+    return {"state": "delivered"}, b""
+
+
+def _activate(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """A release that has come whole becomes the current one: by renaming, so that there always is one."""
+    name = request["release"]
+    folder = ROOT / RELEASES / name
+    arrived = ROOT / RELEASES / f".{name}.part"
+    with _lock(ROOT / "start.lock"):
+        if arrived.is_dir() and not (folder / ".complete").exists():
+            wrong = [path for path, digest in request["files"].items() if _digest(arrived / path) != digest]
+            if wrong:
+                raise RefusedError(
+                    "incomplete", f"{len(wrong)} files did not come whole, {wrong[0]} for one."
+                )
+            (arrived / ".complete").touch()
+            _sync(arrived)
+            arrived.rename(folder)
+        if not (folder / ".complete").exists():
+            raise RefusedError("no-release", f"There is no release {name}.")
+        link = ROOT / f".current.{os.getpid()}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(Path(RELEASES) / name)
+        link.replace(ROOT / "current")
+        os.utime(folder)
+        removed = _prune(request.get("keep", 3), request.get("keep_runs", 20))
+    return {"release": name, "removed": removed}, b""
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def _sync(folder: Path) -> None:
+    """To disk, before it is called complete."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            handle = os.open(path, os.O_RDONLY)
+            os.fsync(handle)
+            os.close(handle)
+
+
+def _prune(keep: int, keep_runs: int) -> list[str]:
+    """Old releases that no run needs, and runs that a host has everything of."""
+    used = {json.loads((folder / REQUEST).read_text())["release"] for folder in _runs() if _alive(folder)}
+    current = (ROOT / "current").resolve().name
+    old = sorted(
+        (path for path in (ROOT / RELEASES).iterdir() if (path / ".complete").exists()),
+        key=lambda path: path.stat().st_mtime,
+        reverse=True,
+    )
+    going = [path for path in old[keep:] if path.name not in used and path.name != current]
+    delivered = [folder for folder in _runs() if (folder / DELIVERED).exists() and not _alive(folder)]
+    delivered.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    for folder in delivered[keep_runs:]:
+        for path in (ROOT / INSTANCE / "history/runs").glob(f"{folder.name}.db*"):
+            path.unlink(missing_ok=True)
+        going.append(folder)
+    for path in going:
+        shutil.rmtree(path, ignore_errors=True)
+    return [path.name for path in going]
+
+
+def _environment(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """What a release needs, installed by uv from its lock file; once for each content of that file."""
+    name = request["environment"]
+    folder = ROOT / ENVIRONMENTS / name
+    if (folder / ".complete").exists():
+        return {"environment": name, "made": False}, b""
+    uv = shutil.which(
+        "uv", path=os.pathsep.join((os.environ.get("PATH", ""), str(Path.home() / ".local/bin")))
+    )
+    if uv is None:
+        raise RefusedError("no-uv", "uv is not installed.")
+    lock = ROOT / RELEASES / request["release"] / request["lock"]
+    offline = ["--no-index", "--find-links", request["wheels"]] if request.get("wheels") else []
+    with _lock(ROOT / "environment.lock"):
+        if not (folder / ".complete").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            for command in (
+                [uv, "venv", "--quiet", "--python", request.get("version") or sys.executable, str(folder)],
+                [
+                    uv,
+                    "pip",
+                    "install",
+                    "--quiet",
+                    "--python",
+                    str(folder / "bin/python"),
+                    *offline,
+                    "-r",
+                    str(lock),
+                ],
+            ):
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    raise RefusedError("environment", done.stderr.strip()[-2000:] or f"{command[1]} failed.")
+            (folder / ".complete").touch()
+    return {"environment": name, "made": True}, b""
+
+
+def _hello(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """How the device is."""
+    disk = shutil.disk_usage(ROOT)
+    releases = ROOT / RELEASES
+    return {
+        "boot": boot_id(),
+        "time": time.time(),
+        "uptime": clock(),
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "disk_free": disk.free,
+        "disk_total": disk.total,
+        "temperature": _temperature(),
+        "throttled": _throttled(),
+        "rsync": shutil.which("rsync") is not None,
+        "running": [folder.name for folder in _runs() if _alive(folder)],
+        "runs": len(_runs()),
+        "releases": [path.name for path in releases.iterdir() if (path / ".complete").exists()] if releases.is_dir() else [],
+        "current": (ROOT / "current").resolve().name if (ROOT / "current").exists() else None,
+    }, b""  # fmt: skip
+
+
+def _temperature() -> float | None:
+    with contextlib.suppress(OSError, ValueError):
+        return int(Path("/sys/class/thermal/thermal_zone0/temp").read_text()) / 1000
+    return None
+
+
+def _throttled() -> str | None:
+    """What the Pi's firmware says of under-voltage and heat; ``0x0`` is well."""
+    if shutil.which("vcgencmd") is None:
+        return None
+    done = subprocess.run(["vcgencmd", "get_throttled"], capture_output=True, text=True, check=False)
+    return done.stdout.strip().partition("=")[2] or None
+
+
+_COMMANDS: dict[str, Callable[[dict[str, Any]], tuple[dict[str, Any], bytes]]] = {
+    "hello": _hello,
+    "start": _start,
+    "read": _read,
+    "fetch": _fetch,
+    "cancel": _cancel,
+    "deliver": _deliver,
+    "activate": _activate,
+    "environment": _environment,
+}
+
+
+# -- small things
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _write(path: Path, data: Any) -> None:
+    """The old content or the new, never half of one; for no eyes but ours."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "w") as stream:
+        json.dump(data, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def _until(true: Callable[[], bool], seconds: float) -> bool:
+    until = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > until:
+            return False
+        time.sleep(_POLL)
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

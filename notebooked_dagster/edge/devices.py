@@ -1,0 +1,158 @@
+"""Which devices there are: from ``edge.yaml``, or from the launcher's own configuration in ``dagster.yaml``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from notebooked_dagster.config.document import Document, KeyPath, key_text, read_documents
+from notebooked_dagster.errors import ConfigError
+
+FILE = "edge.yaml"
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
+
+
+class Device(BaseModel):
+    """One device, as it is declared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=_NAME, description="What runs call it by: the tag `notebooked/device`.")
+    host: str = Field(min_length=1, description="Its address or name in the network.")
+    user: str | None = Field(None, description="Who logs in; the user of this process where not given.")
+    port: int = Field(22, ge=1, le=65535, description="Where its SSH server listens.")
+    key: Path | None = Field(None, description="The private key; what ssh finds by itself where not given.")
+    host_key: str | None = Field(
+        None,
+        description="The device's public key, `ssh-ed25519 AAAA…`; or else `known_hosts` has to know it.",
+    )
+    known_hosts: Path | None = Field(
+        None, description="A file of known hosts; the user's own where not given."
+    )
+    labels: frozenset[str] = Field(
+        frozenset(), description="Groups it belongs to: the tag `notebooked/device-label`."
+    )
+    capacity: int = Field(1, ge=1, le=64, description="How many runs it may have at a time.")
+    folder: PurePosixPath = Field(
+        PurePosixPath("notebooked"), description="Its working folder; relative to the user's home."
+    )
+    environment: tuple[str, ...] = Field(
+        (), description="Names of variables of this host that runs there may see. No other gets there."
+    )
+    python: str | None = Field(
+        None,
+        description="An interpreter on the device that has all that runs need; uv makes one where not given.",
+    )
+    python_version: str | None = Field(None, description="Which Python uv takes for the environment.")
+    agent_python: str = Field("python3", description="The interpreter of our agent: Python 3.11 or newer.")
+    wheels: str | None = Field(
+        None,
+        description="A folder of wheels on the device, for one without internet; nothing else is asked then.",
+    )
+
+    @field_validator("host_key")
+    @classmethod
+    def _is_key(cls, value: str | None) -> str | None:
+        if value is not None and len(value.split()) < 2:
+            raise ValueError(
+                "has to be a type and a key, as `ssh-keyscan` prints them behind the host's name"
+            )
+        return value
+
+    @field_validator("folder")
+    @classmethod
+    def _is_folder(cls, value: PurePosixPath) -> PurePosixPath:
+        if ".." in value.parts or value == PurePosixPath(".") or str(value).startswith("~"):
+            raise ValueError("has to be a folder of its own, relative to the home or absolute")
+        return value
+
+    @property
+    def address(self) -> str:
+        """As people write it."""
+        return (
+            f"{self.user + '@' if self.user else ''}{self.host}{f':{self.port}' if self.port != 22 else ''}"
+        )
+
+
+class Fleet(BaseModel):
+    """All devices."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    devices: tuple[Device, ...] = Field((), description="The devices.")
+
+    @field_validator("devices")
+    @classmethod
+    def _unique(cls, value: tuple[Device, ...]) -> tuple[Device, ...]:
+        names = [device.name for device in value]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"name {name!r} twice")
+        return value
+
+    def get(self, name: str) -> Device | None:
+        """A device by its name."""
+        return next((device for device in self.devices if device.name == name), None)
+
+
+def load_fleet(path: Path) -> Fleet:
+    """The devices of ``edge.yaml``. Relative paths in it are relative to its folder.
+
+    Raises:
+        ConfigError: The file is missing, or something in it is wrong.
+    """
+    documents = read_documents(path)
+    return _fleet(documents[0].data, path.parent, documents[0])
+
+
+def fleet_of(devices: Sequence[Mapping[str, Any]], base: Path) -> Fleet:
+    """The devices that ``dagster.yaml`` lists. Raises ConfigError."""
+    return _fleet({"devices": list(devices)}, base, None)
+
+
+def _fleet(data: Any, base: Path, document: Document | None) -> Fleet:
+    path = document.path if document is not None else None
+    if not isinstance(data, Mapping):
+        raise ConfigError(
+            "This has to be a mapping with the key `devices`.", path=path, hint="Write `devices:` and a list."
+        )
+    try:
+        fleet = Fleet.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key: KeyPath = tuple(first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(
+            f"{message[:1].upper()}{message[1:]}.",
+            path=path,
+            line=document.line(key) if document is not None else None,
+            key=key_text(key),
+            hint=_hint(first["type"], key),
+        ) from error
+    return Fleet(devices=tuple(_absolute(device, base) for device in fleet.devices))
+
+
+def _hint(kind: str, key: KeyPath) -> str | None:
+    if kind == "extra_forbidden":
+        return f"There are {', '.join(Device.model_fields if len(key) > 1 else Fleet.model_fields)}."
+    if kind == "missing":
+        return f"Write `{key[-1]}: …`."
+    return None
+
+
+def _absolute(device: Device, base: Path) -> Device:
+    paths = {
+        name: base / Path(os.path.expandvars(value)).expanduser()
+        for name in ("key", "known_hosts")
+        if (value := getattr(device, name)) is not None
+    }
+    return device.model_copy(update=paths)
+
+
+def names(devices: Iterable[Device]) -> str:
+    """Their names, for a message."""
+    return ", ".join(sorted(device.name for device in devices)) or "none"
