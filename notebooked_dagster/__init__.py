@@ -1,6 +1,6 @@
 """Put notebooks into production with Dagster.
 
-Importing this package imports nothing heavy: no Dagster, no MLflow, no cloud SDK. The two components have their short
+Importing this package imports nothing heavy: no Dagster, no MLflow, no cloud SDK. The components have their short
 names here (``type: notebooked_dagster.NotebookExperiment``) and are imported when somebody asks for them.
 """
 
@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from notebooked_dagster.components import NotebookedProject as NotebookedProject
     from notebooked_dagster.components import NotebookExperiment as NotebookExperiment
+    from notebooked_dagster.components import Takes as Takes
 
 __version__ = "0.1.0"
-_COMPONENTS = ("NotebookExperiment", "NotebookedProject")
+_COMPONENTS = ("NotebookExperiment", "NotebookedProject", "Takes")
 
 
 def __getattr__(name: str) -> Any:

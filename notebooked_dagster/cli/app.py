@@ -23,17 +23,21 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train", "Train an experiment: scripts and model."),
     "deploy": ("train", "Deploy the newest model of an experiment, or a given one."),
     "jobs": ("jobs", "List training jobs."),
-    "logs": ("jobs", "Print what a training job printed."),
+    "logs": ("jobs", "Print what a training job, or an endpoint, printed."),
     "cancel": ("jobs", "Stop training jobs."),
     "predict": ("endpoints", "Ask an endpoint."),
     "endpoints": ("endpoints", "List endpoints."),
-    "rollback": ("endpoints", "Serve the previous version again."),
+    "rollback": ("endpoints", "Serve the previous version again, or another that is kept."),
     "delete-endpoint": ("endpoints", "Stop endpoints and remove what was made for them."),
     "status": ("status", "Show what each experiment has: code, model, endpoint."),
     "compare": ("workflow", "Compare the metrics of two states of a project."),
     "generate-workflow": ("workflow", "Write a CI file for GitHub Actions or GitLab CI."),
     "explain-traceback": ("convert", "Name notebook, cell and line in a traceback of a script."),
     "doctor": ("doctor", "Check the installation and the project."),
+    "edge": (
+        "edge",
+        "Raspberry Pis that take runs: add, list, provision, deploy, run, logs, shell, doctor, daemon.",
+    ),
     "completion": ("completion", "Print the shell completion script."),
 }
 

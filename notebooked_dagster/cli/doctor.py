@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,10 +20,15 @@ from notebooked_dagster.errors import EXIT_USER, NotebookedError
 
 from .options import session, shared_options
 
+if TYPE_CHECKING:
+    from notebooked_dagster.resources import Workplace
+
 _NEEDED = ("dagster", "pydantic", "orjson", "click", "rich", "fastapi", "uvicorn", "mlflow-skinny")
 _OPTIONAL = {
     "dagster-webserver": "ui", "mlflow": "mlflow", "papermill": "runbooks", "scikit-learn": "samples",
-    "torch": "torch", "boto3": "aws", "azure-ai-ml": "azure", "google-cloud-aiplatform": "gcp",
+    "torch": "torch", "boto3": "aws", "azure-identity": "azure", "google-cloud-aiplatform": "gcp",
+    "opentelemetry-exporter-otlp-proto-http": "otel", "kubernetes": "kubernetes",
+    "databricks-sdk": "databricks",
 }  # fmt: skip
 _LEAST_SPACE = 1 << 30
 _UI_PORT = 3000
@@ -60,7 +65,7 @@ def doctor_command() -> None:
 def examine(settings: Settings) -> Iterator[Check]:
     """Every check, in order; one that fails does not stop the others."""
     examiners: tuple[Callable[[Settings], Iterator[Check]], ...] = (
-        _python, _packages, _dagster, _project, _disk, _mlflow, _port, _endpoints,
+        _python, _packages, _dagster, _project, _tracked_keys, _disk, _mlflow, _traces, _port, _endpoints,
     )  # fmt: skip
     for examiner in examiners:
         try:
@@ -168,6 +173,26 @@ def _project(settings: Settings) -> Iterator[Check]:
             yield Check(name, "ok", "valid YAML" if notebook is None else f"notebook {notebook}")
 
 
+def _tracked_keys(settings: Settings) -> Iterator[Check]:
+    from notebooked_dagster.core import tracked
+
+    files = tracked.tracked_files(settings.root)
+    if files is None:
+        yield Check("keys in git", "ok", "not looked for: no git, or no repository of it")
+        return
+    found = list(tracked.leaks(settings.root, files))
+    for leak in found:
+        yield Check(f"keys in git: {leak.path}", "error", leak.message, leak.fix)
+    for name in files:
+        if tracked.holds_settings(name) and name not in {leak.path for leak in found}:
+            yield Check(
+                f"keys in git: {name}", "warning", "Under version control, with nothing secret in it yet.",
+                f"`git rm --cached {name}` and add it to .gitignore before somebody puts a key into it.",
+            )  # fmt: skip
+    if not found:
+        yield Check("keys in git", "ok", f"none in {len(files)} files")
+
+
 def _disk(settings: Settings) -> Iterator[Check]:
     free = shutil.disk_usage(settings.root).free
     good = free >= _LEAST_SPACE
@@ -175,21 +200,40 @@ def _disk(settings: Settings) -> Iterator[Check]:
     yield Check("disk space", "ok" if good else "warning", f"{free / (1 << 30):.1f} GB free", fix)
 
 
+def _place(settings: Settings) -> Workplace:
+    from notebooked_dagster.config import project_or_default
+    from notebooked_dagster.resources import Workplace
+
+    return Workplace(settings, project_or_default(settings.root))
+
+
 def _mlflow(settings: Settings) -> Iterator[Check]:
-    uri = settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    from notebooked_dagster.tracking.access import shown
+
+    uri = _place(settings).tracking_uri
     if not uri.startswith(("http://", "https://")):
-        yield Check("mlflow", "ok", "a local store")
+        yield Check("mlflow", "ok", shown(uri))
         return
     import httpx
 
-    shown = httpx.URL(uri).copy_with(userinfo=b"")
     try:
         reply = httpx.get(f"{uri.rstrip('/')}/health", timeout=3)
         good, told = reply.is_success, f"answers {reply.status_code}"
     except httpx.HTTPError as problem:
         good, told = False, type(problem).__name__
-    fix = "" if good else "Start the server, or correct MLFLOW_TRACKING_URI."
-    yield Check("mlflow", "ok" if good else "error", f"{shown}: {told}", fix)
+    fix = "" if good else "Start the server, or correct `mlflow.tracking_uri` or MLFLOW_TRACKING_URI."
+    yield Check("mlflow", "ok" if good else "error", f"{shown(uri)}: {told}", fix)
+
+
+def _traces(settings: Settings) -> Iterator[Check]:
+    from notebooked_dagster.core import tracing
+
+    if not tracing.wanted():
+        yield Check("traces", "ok", "off: no OTEL_EXPORTER_OTLP_ENDPOINT")
+    elif (problem := tracing.problem()) is not None:
+        yield Check("traces", "warning", "wanted, and not made", problem)
+    else:
+        yield Check("traces", "ok", "sent by OTLP over HTTP")
 
 
 def _port(settings: Settings) -> Iterator[Check]:
@@ -201,19 +245,26 @@ def _port(settings: Settings) -> Iterator[Check]:
 
 
 def _endpoints(settings: Settings) -> Iterator[Check]:
-    if (
-        not (settings.state / "endpoints").is_dir()
-        or find_spec("notebooked_dagster.providers.registry") is None
-    ):
-        return
+    from notebooked_dagster.definitions import project_experiments
     from notebooked_dagster.providers.base import EndpointStatus
-    from notebooked_dagster.providers.registry import get_provider
 
-    for endpoint in get_provider("local", state_dir=settings.state).list_endpoints():
-        good = endpoint.status is EndpointStatus.HEALTHY
-        fix = "" if good else f"Deploy it again, or: notebooked delete-endpoint {endpoint.name}"
-        message = f"{endpoint.status.value} {endpoint.message}".strip()
-        yield Check(f"endpoint {endpoint.name}", "ok" if good else "warning", message, fix)
+    place = _place(settings)
+    used = {spec.config.provider for spec in project_experiments(place)} if _declares(settings) else set()
+    for name in sorted(used | {"local"}):
+        try:
+            found = place.provider(name).list_endpoints()
+        except NotebookedError as problem:
+            yield Check(f"provider {name}", "error", problem.message, problem.hint or "")
+            continue
+        for endpoint in found:
+            good = endpoint.status is EndpointStatus.HEALTHY
+            fix = "" if good else f"Deploy it again, or: notebooked delete-endpoint {endpoint.name}"
+            message = f"{endpoint.status.value} {endpoint.message}".strip()
+            yield Check(f"endpoint {endpoint.name}", "ok" if good else "warning", message, fix)
+
+
+def _declares(settings: Settings) -> bool:
+    return any(settings.assets.glob("*/defs.yaml")) or (settings.root / "config.yaml").is_file()
 
 
 def _line(check: Check) -> str:

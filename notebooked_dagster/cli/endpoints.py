@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from notebooked_dagster.errors import DataError, NotebookedError
+from notebooked_dagster.errors import ConfigError, DataError, DeploymentError, NotebookedError
 
 from .options import session, shared_options
 from .project import Project
@@ -51,17 +51,27 @@ def predict_command(endpoint: str, data: str | None, provider: str | None) -> No
 
 @click.command("rollback")
 @click.argument("endpoint")
+@click.option("--to", "version", metavar="VERSION", help="Another version that is kept, older or newer.")
 @_PROVIDER
 @shared_options
-def rollback_command(endpoint: str, provider: str | None) -> None:
-    """Serve the previous version again; traffic moves when it is healthy."""
+def rollback_command(endpoint: str, version: str | None, provider: str | None) -> None:
+    """Serve the previous version again, or one of those that are kept; traffic moves when it is healthy."""
     project = Project(session())
-    live = project.provider_of_endpoint(endpoint, provider).rollback(endpoint)
+    source = project.provider_of_endpoint(endpoint, provider)
+    live = source.rollback(endpoint) if version is None else _to_version(source, endpoint, version)
     _follow(project, live)
     champion = next((item for item in live.deployments if item.role == "champion"), None)
+    others = [item.version for item in live.deployments if not item.weight]
     session().emit(
         as_data(live),
-        lambda: f"{live.name} serves version {champion.version if champion else '?'} at {live.url}.",
+        lambda: (
+            f"{live.name} serves version {champion.version if champion else '?'} at {live.url}."
+            + (
+                f"\nkept   {', '.join(others)} (`notebooked rollback {live.name} --to {others[-1]}`)"
+                if others
+                else ""
+            )
+        ),
     )
 
 
@@ -85,7 +95,9 @@ def delete_endpoint_command(
     names = [name for name, _ in found]
     if not names and not everything:
         raise click.UsageError("Name an endpoint, or --all.")
-    if names and not yes and not session().json:
+    if names and not yes:
+        if session().json or not sys.stdin.isatty():
+            raise click.UsageError(f"Nobody is there to ask whether to delete {', '.join(names)}: add --yes.")
         click.confirm(f"Delete {', '.join(names)}?", abort=True)
     left: dict[str, list[str]] = {}
     failed: NotebookedError | None = None
@@ -95,15 +107,26 @@ def delete_endpoint_command(
         except NotebookedError as error:
             # The others are still to go; the first failure is told at the end.
             failed = failed or error
-    session().emit(
-        {"deleted": left},
-        lambda: (
-            "\n".join(line for name, rest in left.items() for line in (f"{name} is deleted.", *rest))
-            or "There was none."
-        ),
-    )
+    if failed is None or left:
+        lines = [line for name, rest in left.items() for line in (f"{name} is deleted.", *rest)]
+        session().emit({"deleted": left}, lambda: "\n".join(lines) or "There was none.")
     if failed is not None:
         raise failed
+
+
+def _to_version(source: BaseProvider, endpoint: str, version: str) -> Endpoint:
+    """Give one of the versions that are kept all of the traffic."""
+    found = source.endpoint(endpoint).deployments
+    if version not in {item.version for item in found}:
+        kept = ", ".join(item.version for item in found)
+        raise ConfigError(f"Endpoint {endpoint!r} keeps no version {version!r}.", hint=f"It keeps {kept}.")
+    try:
+        return source.traffic(endpoint, {version: 100})
+    except DeploymentError:
+        # In a cloud a version that does not serve only comes back as the one before, which is another call.
+        if [item.version for item in found if item.role == "previous"] != [version]:
+            raise
+        return source.rollback(endpoint)
 
 
 def _follow(project: Project, live: Endpoint) -> None:
@@ -112,7 +135,7 @@ def _follow(project: Project, live: Endpoint) -> None:
     from notebooked_dagster.tracking import Tracking
 
     for spec in project.experiments():
-        if spec.config.endpoint_name == live.name:
+        if live.name in spec.config.endpoint_names:
             problem = follow_champion(spec, Tracking(project.place.tracking_uri, spec.config.name), live)
             if problem is not None:
                 session().note(problem)
@@ -146,7 +169,7 @@ def _table(found: list[Endpoint]) -> str | None:
         return "There is no endpoint. `notebooked deploy EXPERIMENT` makes one."
     from rich.table import Table
 
-    table = Table("endpoint", "status", "URL", "serves", "previous")
+    table = Table("endpoint", "status", "URL", "serves", "kept")
     for endpoint in found:
         serving = [
             f"{item.version} ({item.role} {item.weight} %)" for item in endpoint.deployments if item.weight

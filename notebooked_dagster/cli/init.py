@@ -59,6 +59,14 @@ def init_command(folder: Path, force: bool, dry_run: bool) -> None:
     session().emit(data, lambda: _text(folder, decisions, dry_run))
 
 
+_HINTS = """\
+  # What a model has to reach before it is deployed, by a metric that training reports; without it every model is:
+  # metric_gate: {metric: accuracy, min: 0.9}
+  # or at least as good as the one that is served:
+  # metric_gate: {metric: accuracy, better_than: champion}
+"""
+
+
 def plan(folder: Path) -> tuple[dict[str, str], list[Decision]]:
     """The files a project in ``folder`` needs, by relative path, and what was decided about its notebooks. Writes nothing."""
     files = dict(FILES)
@@ -89,7 +97,7 @@ def defs_yaml(notebook: str) -> str:
     import yaml
 
     document = {"type": "notebooked_dagster.NotebookExperiment", "attributes": {"notebook": notebook}}
-    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True) + _HINTS
 
 
 def _trains(path: Path) -> tuple[bool, str]:

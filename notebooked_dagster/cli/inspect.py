@@ -135,6 +135,7 @@ def _tables(analysis: Analysis, current: Session) -> None:
         )  # fmt: skip
     console.print()
     console.print(stages)
+    console.print(Text("needs: statements from elsewhere that the stage takes along", style="dim"))
     console.print()
     console.print(Text(f"model: {', '.join(analysis.model_names) or 'none found'}"))
     for finding in analysis.findings:

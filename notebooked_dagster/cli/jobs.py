@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from notebooked_dagster.errors import JobNotFoundError
+
 from .options import session, shared_options
 from .project import Project
+from .text import metrics_text
 
 if TYPE_CHECKING:
-    from notebooked_dagster.providers.base import TrainingJob
+    from notebooked_dagster.providers.base import BaseProvider, TrainingJob
 
 _PROVIDER = click.option(
     "--provider", help="Whose jobs; those of all providers the project uses where not given."
@@ -41,18 +44,48 @@ def jobs_command(experiment: str | None, running: bool, provider: str | None) ->
 
 
 @click.command("logs")
-@click.argument("job")
+@click.argument("name", metavar="JOB|EXPERIMENT|ENDPOINT")
 @click.option("--follow", "-f", is_flag=True, help="Go on until the job has ended.")
+@click.option("--endpoint", is_flag=True, help="What the server of an endpoint printed.")
+@click.option("--version", help="Of the endpoint; the one that answers where not given.")
 @_PROVIDER
 @shared_options
-def logs_command(job: str, follow: bool, provider: str | None) -> None:
-    """Print what a training job printed."""
-    source = Project(session()).provider_of_job(job, provider)
+def logs_command(name: str, follow: bool, endpoint: bool, version: str | None, provider: str | None) -> None:
+    """Print what a training job printed, an experiment's newest one, or with --endpoint what a server did."""
+    project = Project(session())
+    if endpoint or version is not None:
+        if follow:
+            raise click.UsageError("--follow is for training jobs.")
+        lines = project.provider_of_endpoint(name, provider).endpoint_logs(name, version)
+        told = {"endpoint": name}
+    else:
+        source, job = _job(project, name, provider)
+        lines = source.logs(job, follow=follow)
+        told = {"job": job}
     if session().json:
-        session().emit({"job": job, "lines": list(source.logs(job, follow=follow))}, lambda: None)
+        session().emit({**told, "lines": list(lines)}, lambda: None)
         return
-    for line in source.logs(job, follow=follow):
+    for line in lines:
         click.echo(line)
+
+
+def _job(project: Project, name: str, provider: str | None) -> tuple[BaseProvider, str]:
+    """The provider and the id of a job, or of the newest of an experiment."""
+    spec = next((spec for spec in project.experiments() if name in (spec.name, spec.config.name)), None)
+    if spec is None:
+        return project.provider_of_job(name, provider), name
+    newest = [
+        (job.started_at or datetime.now(UTC), source, job.id)
+        for source in project.providers(provider)
+        for job in source.list_jobs(spec.config.name)[:1]
+    ]
+    if not newest:
+        raise JobNotFoundError(
+            f"Experiment {name!r} has no training job yet.",
+            hint=f"`notebooked train {name}` starts one; `notebooked logs {name} --endpoint` shows its endpoint's log.",
+        )
+    _, found, job_id = max(newest, key=lambda item: item[0])
+    return found, job_id
 
 
 @click.command("cancel")
@@ -95,7 +128,6 @@ def _table(found: list[TrainingJob]) -> str | None:
     table = Table("job", "status", "started", "metrics", "message")
     for job in found:
         started = job.started_at.astimezone().isoformat(" ", "seconds")[:19] if job.started_at else "-"
-        metrics = ", ".join(f"{name} {value:.4g}" for name, value in job.metrics.items())
-        table.add_row(job.id, job.status.value, started, metrics, job.message)
+        table.add_row(job.id, job.status.value, started, metrics_text(job.metrics), job.message)
     session().console().print(table)
     return None

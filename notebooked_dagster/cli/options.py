@@ -68,9 +68,10 @@ class Session:
         """Where tables go."""
         from rich.console import Console
 
-        console = Console(highlight=False)
+        # What is shown comes from errors, files and users: brackets in it are brackets.
+        console = Console(highlight=False, markup=False)
         # A pipe has no width: wide tables are better than cut ones.
-        return console if console.is_terminal else Console(highlight=False, width=160)
+        return console if console.is_terminal else Console(highlight=False, markup=False, width=160)
 
 
 def session() -> Session:

@@ -39,11 +39,11 @@ def plan_command(experiment: str, provider: str | None, policy: bool) -> None:
             path=spec.scripts,
             hint=f"`notebooked convert {spec.config.name}`.",
         )
-    asked = experiment_of(
-        spec, {"data_path": spec.config.data_path}, project.place.tracking_uri, None, run_id="plan"
-    )
+    provider = provider or spec.config.provider
+    wanted = {"data_path": spec.config.data_path, "provider": provider}
+    asked = experiment_of(spec, wanted, project.place.tracking_uri, None, run_id="plan")
     name = spec.config.endpoint_name if spec.config.endpoint.enabled else None
-    found = project.provider(provider or spec.config.provider).plan(asked, name)
+    found = project.provider(provider).plan(asked, name)
     if policy:
         session().emit(found.policies, lambda: json.dumps(found.policies, indent=2))
         return

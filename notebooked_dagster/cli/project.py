@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -84,15 +85,41 @@ class Project:
         """The provider of a name; where None, those that the project's experiments use, ``local`` always among them."""
         if name is not None:
             return [self.provider(name)]
-        used = {spec.config.provider for spec in self.experiments()}
+        from notebooked_dagster.providers.registry import canonical
+
+        specs = self.experiments()
+        used = {
+            canonical(found) for found in (*(spec.config.provider for spec in specs), *self._recorded(specs))
+        }
         return [self.provider(found) for found in ["local", *sorted(used - {"local"})]]
 
     def provider_of_endpoint(self, endpoint: str, name: str | None = None) -> BaseProvider:
         """The provider that was named, or that of the experiment which declares the endpoint, or ``local``."""
         if name is None:
-            declared = (spec for spec in self.experiments() if spec.config.endpoint_name == endpoint)
-            name = next((spec.config.provider for spec in declared), "local")
+            declared = (spec for spec in self.experiments() if endpoint in spec.config.endpoint_names)
+            spec = next(declared, None)
+            name = self._serving(spec, endpoint) if spec is not None else "local"
         return self.provider(name)
+
+    def _serving(self, spec: ExperimentSpec, endpoint: str) -> str:
+        """The provider that an endpoint was last deployed to; the declared one where nothing tells."""
+        from notebooked_dagster.sensors.endpoints import served_by
+
+        with contextlib.suppress(ConfigError), self.instance() as instance:
+            return served_by(instance, spec.config, endpoint)
+        return spec.config.provider
+
+    def _recorded(self, specs: Sequence[ExperimentSpec]) -> set[str]:
+        """Where the last models and endpoints of experiments are, which may be elsewhere than declared."""
+        from notebooked_dagster.components.reporting import latest, metadata_value
+
+        found: set[str] = set()
+        with contextlib.suppress(ConfigError), self.instance() as instance:
+            for spec in specs:
+                for part in ("model", "endpoint"):
+                    if (name := metadata_value(latest(instance, spec.key(part)), "provider")) is not None:
+                        found.add(str(name))
+        return found
 
     def provider_of_job(self, job_id: str, name: str | None = None) -> BaseProvider:
         """The provider that was named, or the first of the project's that knows the job."""
@@ -157,6 +184,7 @@ def run_assets(
     job_name: str,
     config: Mapping[str, Any],
     only: Sequence[dg.AssetKey] | None = None,
+    partition: str | None = None,
 ) -> str:
     """Execute a job of the project in this process, as a run that the UI shows.
 
@@ -165,6 +193,7 @@ def run_assets(
         job_name: ``<experiment>_train_job`` and the like.
         config: Run config by op name.
         only: Assets to materialize; all of the job where None.
+        partition: Of the assets that have partitions.
 
     Returns:
         The run's id.
@@ -186,10 +215,36 @@ def run_assets(
             instance=instance,
             raise_on_error=False,
             asset_selection=list(only) if only is not None else None,
+            partition_key=partition,
         )
     if not result.success:
         raise _failure([event for event in result.all_events if event.is_step_failure])
     return str(result.run_id)
+
+
+def chosen_partition(
+    asked: str | None, partitions: dg.PartitionsDefinition[str] | None, name: str
+) -> str | None:
+    """The partition that was asked for. Raises ConfigError where there is none of that name, or one has to be named."""
+    if partitions is None:
+        if asked is not None:
+            raise ConfigError(
+                f"{name} has no partitions.",
+                key="partition",
+                hint="Leave --partition out, or declare `partitions`.",
+            )
+        return None
+    keys = list(partitions.get_partition_keys())
+    if asked in keys:
+        return asked
+    some = ", ".join(keys[-5:]) if keys else "none yet"
+    more = f" and {len(keys) - 5} before" if len(keys) > 5 else ""
+    near = get_close_matches(asked or "", keys, 1)
+    raise ConfigError(
+        f"{name} has no partition {asked!r}." if asked is not None else f"{name} is made by partition.",
+        key="partition",
+        hint=f"Did you mean --partition {near[0]}?" if near else f"Name one with --partition: {some}{more}.",
+    )
 
 
 @contextmanager
@@ -215,10 +270,30 @@ def _failure(events: Sequence[dg.DagsterEvent]) -> NotebookedError:
             metadata = {name: value.value for name, value in failure.metadata.items()}
             kind = getattr(errors, str(metadata.get("error", "")), UserError)
             message = (failure.description or "The run failed.").strip()
-            error: NotebookedError = kind(message, details={"step": event.step_key})
+            details = {"step": event.step_key}
+            if "Traceback (most recent call last):" in message:
+                # The log, just printed, has all of it; what is left to say is where in the notebook.
+                details["traceback"] = message
+                message = _in_the_notebook(message)
+            error: NotebookedError = kind(message, details=details)
             return error
         if data.error is not None and data.error.cls_name == "DagsterExecutionInterruptedError":
             raise click.exceptions.Abort  # Ctrl-C: the training is cancelled by now
         if data.error is not None:
             return errors.InternalError(data.error.message.strip(), details={"step": event.step_key})
     return UserError("The run failed.", hint="The run's page in the UI has its log.")
+
+
+def _in_the_notebook(message: str) -> str:
+    """A message without the frames of its traceback that are not of a notebook; as it is where none is."""
+    first, *lines = message.splitlines()
+    kept: list[str] = []
+    ours = False
+    for line in lines:
+        if line.startswith("  File "):
+            ours = '.ipynb", cell ' in line
+        elif not line.startswith("    "):
+            ours = False
+        if ours:
+            kept.append(line)
+    return "\n".join([first, *kept]) if kept else message

@@ -22,6 +22,11 @@ storage:
     class: ProjectStorage
     config:
       base_dir: .notebooked/dagster
+
+# NOTEBOOKED_RUN_LAUNCHER=kubernetes, ecs or docker executes each run in a container of its own.
+run_launcher:
+  module: notebooked_dagster.resources.launcher
+  class: ProjectRunLauncher
 local_artifact_storage:
   module: dagster._core.storage.root
   class: LocalArtifactStorage

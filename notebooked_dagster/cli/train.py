@@ -15,9 +15,12 @@ import click
 from notebooked_dagster.errors import ConfigError, ProviderError
 
 from .options import session, shared_options
-from .project import Project, run_assets, stale_code
+from .project import Project, chosen_partition, run_assets, stale_code
+from .text import metrics_text
 
 if TYPE_CHECKING:
+    import dagster as dg
+
     from notebooked_dagster.components.spec import ExperimentSpec
 
 
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 @click.option(
     "--only-if-changed", is_flag=True, help="Keep the last model where nothing that trains it has changed."
 )
+@click.option("--partition", help="Which one, where the experiment is made by partition.")
 @shared_options
 def train_command(
     experiment: str,
@@ -44,10 +48,12 @@ def train_command(
     data_path: str | None,
     seed: int | None,
     only_if_changed: bool,
+    partition: str | None,
 ) -> None:
     """Generate an experiment's scripts and train its model."""
     project = Project(session())
     spec = project.experiment(experiment)
+    partition = chosen_partition(partition, spec.partitions, spec.config.name)
     given = {"provider": provider, "data_path": data_path, "seed": seed}
     config: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if assignments:
@@ -57,18 +63,36 @@ def train_command(
     ops = {f"{spec.name}__model": config}
     job = f"{spec.name}_train_job"
     if not wait:
-        _submit(project, job, ops)
+        _submit(project, job, ops, partition)
         return
     session().note(f"Training {spec.config.name} …")
-    run_id = run_assets(project, job, ops)
-    facts = _facts(project, spec, "model")
+    run_id = run_assets(project, job, ops, partition=partition)
+    with project.instance() as instance:
+        submitted = _submitted(spec, instance, run_id, partition)
+        facts = _facts(spec, instance, "model", partition) if submitted is None else submitted
     data = {"run_id": run_id, "experiment": spec.config.name, **facts}
+    session().emit(data, lambda: _trained(data, submitted is not None))
 
-    def text() -> str:
-        metrics = ", ".join(f"{name} = {value:.6g}" for name, value in (facts.get("metrics") or {}).items())
-        return f"{spec.config.name}: {metrics or 'trained'}\nmodel  {facts.get('model_uri')}\nrun    {run_id}"
 
-    session().emit(data, text)
+def _submitted(
+    spec: ExperimentSpec, instance: dg.DagsterInstance, run_id: str, partition: str | None
+) -> dict[str, Any] | None:
+    """The job of a run that did not wait for it (`wait: false`); None where there is a model."""
+    from notebooked_dagster.components.submission import submission_of
+
+    found = submission_of(instance, run_id, spec.name, partition)
+    return {"submitted": True, "job": found.job_id, "provider": found.provider} if found is not None else None
+
+
+def _trained(data: dict[str, Any], submitted: bool) -> str:
+    name, run = data["experiment"], f"run    {data['run_id']}"
+    if submitted:
+        said = f"{name}: submitted to {data['provider']}; the sensor training_jobs makes the model when it has ended."
+        return f"{said}\njob    {data['job']} (`notebooked logs {data['job']}`)\n{run}"
+    said = metrics_text(data.get("metrics")) or "trained"
+    if data.get("kept"):
+        said = f"nothing that trains it has changed; its model is kept ({said})"
+    return f"{name}: {said}\nmodel  {data.get('model_uri')}\n{run}"
 
 
 @click.command("deploy")
@@ -77,12 +101,16 @@ def train_command(
 @click.option(
     "--weight", type=click.IntRange(1, 100), help="Percent of the traffic; below 100 it is the challenger."
 )
+@click.option("--partition", help="Which one, where each has an endpoint.")
 @shared_options
-def deploy_command(experiment: str, model_uri: str | None, weight: int | None) -> None:
+def deploy_command(experiment: str, model_uri: str | None, weight: int | None, partition: str | None) -> None:
     """Deploy an experiment's newest model; traffic moves when it is healthy.
 
     Where only the notebook's inference code has changed since, it is generated anew first and served with the model.
     """
+    from notebooked_dagster.components.endpoint_asset import WORSE
+    from notebooked_dagster.components.reporting import latest, metadata_value
+
     project = Project(session())
     spec = project.experiment(experiment)
     if not spec.config.endpoint.enabled:
@@ -92,6 +120,7 @@ def deploy_command(experiment: str, model_uri: str | None, weight: int | None) -
             key="endpoint.enabled",
             hint="Set it to true.",
         )
+    partition = chosen_partition(partition, spec.endpoint_partitions, spec.config.name)
     given = {"model_uri": model_uri, "weight": weight}
     config = {name: value for name, value in given.items() if value is not None}
     automatic = spec.config.endpoint.auto_deploy
@@ -99,9 +128,13 @@ def deploy_command(experiment: str, model_uri: str | None, weight: int | None) -
     job = f"{spec.name}_job" if automatic else "__ASSET_JOB"
     wanted = ["endpoint"] if model_uri is not None else _with_stale_code(project, spec)
     session().note(f"Deploying {spec.config.name} …")
-    run_id = run_assets(project, job, {f"{spec.name}__endpoint": config}, [spec.key(part) for part in wanted])
-    provider = project.provider(spec.config.provider)
-    live = provider.endpoint(spec.config.endpoint_name)
+    ops = {f"{spec.name}__endpoint": config}
+    run_id = run_assets(project, job, ops, [spec.key(part) for part in wanted], partition)
+    with project.instance() as instance:
+        made = latest(instance, spec.key("endpoint"), partition)
+    provider = project.provider(metadata_value(made, "provider") or spec.config.provider)
+    live = provider.endpoint(spec.endpoint_name(partition))
+    worse = metadata_value(made, WORSE)
     takes = example_columns(provider.input_example(live))
     data = {
         "run_id": run_id,
@@ -109,10 +142,13 @@ def deploy_command(experiment: str, model_uri: str | None, weight: int | None) -
         "url": live.url,
         "status": live.status.value,
         "takes": takes,
+        "worse": worse,
     }
 
     def text() -> str:
         lines = [f"{live.name} serves at {live.url} ({live.status.value})."]
+        if worse:
+            lines.append(f"worse  {worse}; `metric_gate` in {spec.declared_in.name} would stop that")
         if takes:
             # What the notebook did to its data before the model saw it is not done to a request.
             lines.append(f"takes  {', '.join(takes)} (`notebooked predict {live.name}` sends an example)")
@@ -158,11 +194,13 @@ def _assignment(text: str) -> tuple[str, Any]:
         return name.strip(), {"None": None, "True": True, "False": False}.get(value, value)
 
 
-def _facts(project: Project, spec: Any, part: str) -> dict[str, Any]:
+def _facts(
+    spec: ExperimentSpec, instance: dg.DagsterInstance, part: str, partition: str | None
+) -> dict[str, Any]:
     """What the last materialization of an asset says of itself."""
-    with project.instance() as instance:
-        event = instance.get_latest_materialization_event(spec.key(part))
-    found = event.asset_materialization if event is not None else None
+    from notebooked_dagster.components.reporting import latest
+
+    found = latest(instance, spec.key(part), partition)
     wanted = ("model_uri", "job", "metrics", "mlflow_run_id", "model_version", "kept")
     metadata = found.metadata if found is not None else {}
     return {name: metadata[name].value for name in wanted if name in metadata}
@@ -189,7 +227,7 @@ def _location(project: Project) -> list[str]:
     return ["-w", str(path)]
 
 
-def _submit(project: Project, job: str, ops: dict[str, dict[str, Any]]) -> None:
+def _submit(project: Project, job: str, ops: dict[str, dict[str, Any]], partition: str | None) -> None:
     """Hand a run to the instance, as ``dagster job launch`` does; the daemon starts it."""
     run_id = str(uuid.uuid4())
     config = {"ops": {name: {"config": values} for name, values in ops.items() if values}}
@@ -198,6 +236,8 @@ def _submit(project: Project, job: str, ops: dict[str, dict[str, Any]]) -> None:
         json.dump(config if config["ops"] else {}, file)
     command = [str(Path(sys.executable).with_name("dagster")), "job", "launch", *_location(project)]
     command += ["-j", job, "--run-id", run_id, "-c", file.name]
+    if partition is not None:
+        command += ["--tags", json.dumps({"dagster/partition": partition})]
     with project.instance():
         finished = subprocess.run(command, capture_output=True, text=True, check=False)
     Path(file.name).unlink(missing_ok=True)

@@ -20,7 +20,7 @@ _FORMATS = ("text", "markdown", "json", "openmetrics")
     "--platform", type=click.Choice(_PLATFORMS), default="github", show_default=True, help="Whose CI."
 )
 @click.option(
-    "--provider", type=click.Choice(_PROVIDERS), default="local", show_default=True,
+    "--provider", type=click.Choice((*_PROVIDERS, "vertex")), default="local", show_default=True,
     help="Where the experiments train and serve: how CI identifies itself there.",
 )  # fmt: skip
 @click.option("--branch", default="main", show_default=True, help="The branch that is deployed.")
@@ -66,7 +66,8 @@ def generate_workflow_command(
             experiments=[spec.name for spec in specs],
             notebooks=[_relative(spec.notebook, root) for spec in specs],
             platform=platform,
-            provider=provider,
+            # One cloud by two names, as in a declaration.
+            provider="gcp" if provider == "vertex" else provider,
             branch=branch,
             python=python,
             requirements=requirements,
