@@ -95,6 +95,8 @@ class SageMaker:
     def __init__(self, folder: Path, s3: Callable[[], Any], pace: float, grace: float) -> None:
         self.folder, self._s3, self.pace, self.grace = folder, s3, pace, grace
         self.lock = threading.RLock()
+        #: What a container finds AWS by, and who it is there.
+        self.role: dict[str, str] = {}
         self.jobs: dict[str, Job] = {}
         self.models: dict[str, dict[str, Any]] = {}
         self.configs: dict[str, dict[str, Any]] = {}
@@ -252,9 +254,8 @@ class SageMaker:
         self._s3().download_file(bucket, key, str(archive))
         with tarfile.open(archive) as opened:
             opened.extractall(base / "code", filter="data")
-        environment = training_environment(
-            base, hyperparameters, channels, request.get("Environment", {}), ["algo-1"]
-        )
+        given = {**self.role, **request.get("Environment", {})}
+        environment = training_environment(base, hyperparameters, channels, given, ["algo-1"])
         stream = f"{name}/algo-1-{int(time.time())}"
         job.started, job.secondary = time.time(), "Training"
         container = Training(
@@ -654,6 +655,7 @@ class AwsServer:
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self.folder = folder
         self.sagemaker = SageMaker(folder, self.s3, pace, grace)
+        self.sagemaker.role = self.environment()
         self._clients = threading.local()
         self.denied: set[str] = set()
         threading.Thread(target=self._server.serve_forever, daemon=True).start()

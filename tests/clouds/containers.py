@@ -77,10 +77,15 @@ class Training:
     """One instance of one training job."""
 
     def __init__(
-        self, base: Path, arguments: list[str], environment: Mapping[str, str], say: Callable[[str], None]
+        self,
+        base: Path,
+        arguments: list[str],
+        environment: Mapping[str, str],
+        say: Callable[[str], None],
+        program: str = sys.executable,
     ) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, *arguments],
+            [program, *arguments],
             cwd=base / "code",
             env=dict(environment),
             stdout=subprocess.PIPE,
@@ -128,16 +133,25 @@ def _family(pid: int) -> list[psutil.Process]:
 class Serving:
     """One instance behind an endpoint."""
 
-    def __init__(self, base: Path, environment: Mapping[str, str], say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        base: Path,
+        environment: Mapping[str, str],
+        say: Callable[[str], None],
+        script: str = "serve.py",
+        routes: tuple[str, str] = ("/ping", "/invocations"),
+    ) -> None:
+        self._health, self._score = routes
         kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
         self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("serve.py")), str(base)],
+            [sys.executable, str(Path(__file__).with_name(script)), str(base)],
             env={**kept, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
         self.port: int | None = None
+        self._client = httpx.Client(timeout=60)
         self._listening = threading.Event()
         self._reader = threading.Thread(target=self._read, args=(say,), daemon=True)
         self._reader.start()
@@ -159,22 +173,24 @@ class Serving:
         if self.port is None or self.process.poll() is not None:
             return False
         try:
-            return httpx.get(f"http://127.0.0.1:{self.port}/ping", timeout=timeout).status_code == 200
+            return (
+                httpx.get(f"http://127.0.0.1:{self.port}{self._health}", timeout=timeout).status_code == 200
+            )
         except httpx.HTTPError:
             return False
 
     def ask(self, body: bytes, content_type: str, accept: str) -> tuple[int, bytes]:
         """Status and body of a prediction."""
-        reply = httpx.post(
-            f"http://127.0.0.1:{self.port}/invocations",
+        reply = self._client.post(
+            f"http://127.0.0.1:{self.port}{self._score}",
             content=body,
             headers={"Content-Type": content_type, "Accept": accept},
-            timeout=60,
         )
         return reply.status_code, reply.content
 
     def stop(self) -> None:
         """End it at once."""
+        self._client.close()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(5)

@@ -25,6 +25,12 @@ here = pathlib.Path(__file__).parent
 print("training begins")
 if args.act == "fail":
     raise ValueError("the loss is not a number")
+elif args.act == "report":
+    from dagster_pipes import open_dagster_pipes
+    with open_dagster_pipes() as pipes:
+        pipes.log.warning("ünïcode is told")
+        pipes.report_asset_check("fair", passed=True, metadata={"rows": 3})
+    open_dagster_pipes().report_custom_message({"still": "open"})
 elif args.act == "exit":
     print("giving up")
     sys.exit(3)

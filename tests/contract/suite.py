@@ -7,6 +7,7 @@ provider declares is tested; what it does not declare has to be refused with Cap
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,19 @@ from notebooked_dagster.providers.base import (
 )
 
 SOON = 60.0
+# As Dagster makes it; a job is to find it unchanged.
+CONTEXT: dict[str, Any] = {
+    "asset_keys": ["sample/model"],
+    "code_version_by_asset_key": {"sample/model": None},
+    "provenance_by_asset_key": {"sample/model": None},
+    "partition_key": None,
+    "partition_key_range": None,
+    "partition_time_window": None,
+    "run_id": "run",
+    "job_name": None,
+    "retry_number": 0,
+    "extras": {},
+}
 
 
 def acting(experiment: Experiment, act: str, **changes: Any) -> Experiment:
@@ -93,8 +107,6 @@ class ProviderContract:
         can(Capability.TRAIN)
         job = provider.train(dataclasses.replace(experiment, hyperparameters={"note": value}))
         if job.model_uri and Path(job.model_uri).is_dir():
-            import json
-
             facts = json.loads((Path(job.model_uri) / "model.json").read_text())
             assert facts["hyperparameters"]["note"] == value
 
@@ -116,6 +128,32 @@ class ProviderContract:
         assert (job.status, job.exit_code) == (JobStatus.FAILED, 1)
         assert "ValueError" in job.traceback
         assert job.model_uri is None
+
+    def test_messages_reach_whoever_waits_and_whoever_takes_the_job_up(self, provider, experiment, can):
+        can(Capability.PIPES)
+        asked = acting(experiment, "report", pipes=CONTEXT, idempotency_token="run/sample//0")
+        seen: list[str] = []
+        job = provider.train(asked, on_message=seen.append)
+        methods = [json.loads(line)["method"] for line in seen]
+        assert methods == ["opened", "log", "report_asset_check", "report_custom_message", "closed"]
+        assert json.loads(seen[1])["params"]["message"] == "ünïcode is told"
+        assert json.loads(seen[2])["params"]["asset_key"] == "sample/model"
+        # It has trained as ever.
+        assert job.metrics == {"mean": 2.0, "count": 3.0}
+        later: list[str] = []
+        assert provider.train(asked, on_message=later.append).id == job.id
+        assert later == seen
+        again, cursor = provider.messages(job.id)
+        assert again == seen
+        assert provider.messages(job.id, cursor) == ([], cursor)
+
+    def test_without_a_context_nothing_is_told(self, provider, experiment, can):
+        can(Capability.PIPES)
+        seen: list[str] = []
+        job = provider.train(acting(experiment, "report"), on_message=seen.append)
+        assert job.status is JobStatus.SUCCEEDED
+        assert seen == []
+        assert provider.messages(job.id)[0] == []
 
     def test_an_exit_code_is_a_failure(self, provider, experiment, can):
         can(Capability.TRAIN)
@@ -330,6 +368,7 @@ class ProviderContract:
             Capability.DEPLOY: lambda: provider.deploy(experiment, "model", "name"),
             Capability.ROLLBACK: lambda: provider.rollback("name"),
             Capability.TRAFFIC_SPLIT: lambda: provider.traffic("name", {"1": 100}),
+            Capability.PIPES: lambda: provider.messages("job"),
         }
         for capability, ask in refused.items():
             if capability in provider.capabilities:

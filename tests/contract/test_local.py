@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import socket
 from pathlib import Path
 
 import pytest
@@ -20,3 +22,17 @@ class TestLocal(ProviderContract):
     @pytest.fixture
     def experiment(self, tmp_path: Path) -> Experiment:
         return Experiment("sample", write_scripts(tmp_path / "scripts"))
+
+    def test_an_endpoint_has_the_port_that_was_asked_for(self, provider, experiment) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        job = provider.train(experiment)
+        asked = dataclasses.replace(experiment, options={"endpoint": {"port": port}})
+        try:
+            assert provider.deploy(asked, str(job.model_uri), "ported").url == f"http://127.0.0.1:{port}"
+            # A new version, and one that asks for none, keep it.
+            assert provider.deploy(experiment, str(job.model_uri), "ported").url.endswith(f":{port}")
+            assert any("ready" in line for line in provider.endpoint_logs("ported"))
+        finally:
+            provider.delete_endpoint("ported")

@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
 import pytest
 
 from notebooked_dagster.errors import (
+    ConfigError,
     DataError,
     MissingPackageError,
     ProviderError,
@@ -299,6 +301,36 @@ def test_old_jobs_are_pruned_but_never_the_newest_good_one(provider, experiment)
     left = [job.id for job in kept.list_jobs()]
     assert len(left) == 3
     assert good.id in left
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"training": {"spot": True}}, "options.training"),
+        ({"endpoint": {"port": 70000}}, "options.endpoint.port"),
+    ],
+)
+def test_an_option_that_there_is_not_is_refused(provider, experiment, options, key):
+    with pytest.raises(ConfigError) as caught:
+        provider.train(dataclasses.replace(experiment, options=options))
+    assert caught.value.key == key
+
+
+def test_each_partitions_models_are_kept_and_what_nobody_waited_for(provider, experiment):
+    kept = LocalProvider(provider.state, keep_jobs=1)
+    first = kept.train(dataclasses.replace(experiment, tags={"partition": "a"}))
+    unwaited = kept.train(dataclasses.replace(experiment, tags={"partition": "b"}), wait=False)
+    wait_for(kept, unwaited.id)
+    for _ in range(2):
+        last = kept.train(dataclasses.replace(experiment, tags={"partition": "b"}))
+    kept.prune("sample")
+    assert {job.id for job in kept.list_jobs()} == {first.id, unwaited.id, last.id}
+    # A week later somebody has surely looked.
+    folder = provider.state / "jobs" / unwaited.id
+    record = jobs.read(folder)
+    record.finished_at -= timedelta(days=8)
+    jobs.write(folder, record)
+    assert kept.prune("sample") == [unwaited.id]
 
 
 def test_a_state_folder_that_cannot_be_written_is_named(experiment, tmp_path):

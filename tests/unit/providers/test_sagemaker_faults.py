@@ -11,7 +11,7 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,21 +30,10 @@ from notebooked_dagster.errors import (
 from notebooked_dagster.providers.base import EndpointStatus, Experiment, JobStatus
 from notebooked_dagster.providers.sagemaker import SageMakerProvider
 from tests.clouds.aws import AwsServer
-from tests.clouds.kit import BUCKET, ROLE, aws_server, sagemaker_provider
+from tests.clouds.kit import BUCKET, ROLE, sagemaker_provider
 from tests.contract.scripts import write_scripts
 
 ROWS = {"dataframe_records": [{"x": 1.0}]}
-
-
-@pytest.fixture
-def aws(tmp_path: Path) -> Iterator[AwsServer]:
-    with aws_server(tmp_path / "aws") as server:
-        yield server
-
-
-@pytest.fixture
-def provider(tmp_path: Path, aws: AwsServer) -> SageMakerProvider:
-    return sagemaker_provider(tmp_path / "state")
 
 
 @pytest.fixture

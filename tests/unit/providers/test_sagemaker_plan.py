@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
@@ -18,19 +17,8 @@ from notebooked_dagster.providers.sagemaker import SageMakerProvider
 from notebooked_dagster.providers.sagemaker.policy import CALLER_ACTIONS, trust_policy
 from tests.clouds.aws import AwsServer
 from tests.clouds.aws_models import service
-from tests.clouds.kit import BUCKET, aws_server, sagemaker_provider
+from tests.clouds.kit import BUCKET, sagemaker_provider
 from tests.contract.scripts import write_scripts
-
-
-@pytest.fixture
-def aws(tmp_path: Path) -> Iterator[AwsServer]:
-    with aws_server(tmp_path / "aws") as server:
-        yield server
-
-
-@pytest.fixture
-def provider(tmp_path: Path, aws: AwsServer) -> SageMakerProvider:
-    return sagemaker_provider(tmp_path / "state")
 
 
 @pytest.fixture
