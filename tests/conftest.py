@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
+
+from notebooked_dagster.core.retrying import budget_of
 
 ALLOWED_SKIPS = Path(__file__).with_name("allowed_skips.txt")
 
 
 @pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No setting of the person who runs the tests reaches them."""
+def _clean_environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the person who runs the tests reaches them, but for the accounts of tests that need some."""
+    live = request.node.get_closest_marker("live") is not None
     for name in list(os.environ):
+        if live and name.startswith("NOTEBOOKED_LIVE_"):
+            continue
         if name.startswith(("NOTEBOOKED_", "DAGSTER_", "MLFLOW_", "SM_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("MPLBACKEND", "Agg")
     monkeypatch.setenv("DO_NOT_TRACK", "1")
+    # Nor do the retries of the test before.
+    budget_of.cache_clear()
 
 
 class SkipWatch:
@@ -45,6 +53,16 @@ class SkipWatch:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if self.surprises and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests in real accounts cost money: only ``-m live`` selects them, no other expression and no name."""
+    if re.search(r"\blive\b", config.option.markexpr):
+        return
+    live = [item for item in items if item.get_closest_marker("live") is not None]
+    if live:
+        config.hook.pytest_deselected(items=live)
+        items[:] = [item for item in items if item not in live]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -125,11 +125,15 @@ def test_a_run_that_does_not_wait_ends_and_the_sensor_makes_the_model_once(
     sensor = definitions.get_sensor_def("training_jobs")
     reported = []
     for _ in range(3):
-        tick = sensor.evaluate_tick(dg.build_sensor_context(instance=instance, definitions=definitions))
+        tick = sensor.evaluate_tick(
+            dg.build_sensor_context(
+                instance=instance, definitions=definitions, resources=definitions.resources
+            )
+        )
         reported.append([type(event).__name__ for event in tick.asset_events])
         for event in tick.asset_events:
             instance.report_runless_asset_event(event)
-    assert reported == [["AssetMaterialization", "AssetCheckEvaluation"], [], []]
+    assert reported == [["AssetMaterialization"], ["AssetCheckEvaluation"], []]
     made = model(instance)
     assert made.metadata["job"].value == name
     assert made.tags is not None
@@ -156,7 +160,9 @@ def test_a_failure_that_nobody_waited_for_is_told_with_its_cell(
         time.sleep(0.1)
     definitions = project_definitions(Workplace.here())
     sensor = definitions.get_sensor_def("training_jobs")
-    tick = sensor.evaluate_tick(dg.build_sensor_context(instance=instance, definitions=definitions))
+    tick = sensor.evaluate_tick(
+        dg.build_sensor_context(instance=instance, definitions=definitions, resources=definitions.resources)
+    )
     (event,) = tick.asset_events
     assert isinstance(event, dg.AssetObservation)
     assert "ZeroDivisionError" in str(event.description)

@@ -67,6 +67,21 @@ def test_deploy_predict_and_delete(control: EndpointControl, tmp_path: Path) -> 
         control.get("house-prices")
 
 
+def test_a_server_sees_no_variable_that_nobody_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_PASSWORD", "not for everybody")
+    monkeypatch.setenv("FEATURE_STORE_TOKEN", "for the model")
+    control = EndpointControl(tmp_path / "state", pass_environment=["FEATURE_STORE_*"])
+    try:
+        control.deploy(DeploymentSpec("e", plain_model(tmp_path / "m1", "one"), env={"OWN": "declared"}))
+        seen = [process.environ() for process in processes_of(tmp_path / "state")]
+        assert len(seen) == 2
+        assert not any("DATABASE_PASSWORD" in variables for variables in seen)
+        assert all(variables["FEATURE_STORE_TOKEN"] == "for the model" for variables in seen)
+        assert any(variables.get("OWN") == "declared" for variables in seen)
+    finally:
+        control.delete("e")
+
+
 def test_an_endpoint_outlives_the_process_that_deployed_it(control: EndpointControl, tmp_path: Path) -> None:
     model = plain_model(tmp_path / "m1", "one")
     code = (

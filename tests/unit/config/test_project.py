@@ -92,6 +92,19 @@ def test_wrong_options_of_a_provider_are_told_with_their_line(tmp_path: Path) ->
     assert "spot" in (error.hint or "")
 
 
+def test_the_section_azure_is_checked(tmp_path: Path) -> None:
+    text = "azure:\n  subscription_id: ${SUBSCRIPTION:-}\n  workspace: w\n  training: {spot: true}\n"
+    section = load(tmp_path, text).azure
+    assert (section.subscription_id, section.workspace, section.training.spot) == (None, "w", True)
+    error = refused(tmp_path, "azure:\n  subscription_id: mine\n")
+    assert (error.line, error.key) == (2, "azure.subscription_id")
+    error = refused(tmp_path, "azure:\n  identity: jobs\n")
+    assert "userAssignedIdentities" in error.message
+    text = "experiments:\n- name: a\n  notebook: a.ipynb\n  provider: azure\n  options:\n    training:\n      spott: true\n"
+    error = refused(tmp_path, text)
+    assert (error.line, error.key) == (7, "experiments[0].options.training.spott")
+
+
 def test_a_wrong_secret_is_not_quoted(tmp_path: Path) -> None:
     error = refused(tmp_path, "mlflow: {password: [1, 2]}\nlocal: {stop_grace: '${GRACE}'}", GRACE="hunter2")
     assert "hunter2" in str(error)  # not secret by its name

@@ -145,6 +145,33 @@ def test_the_same_edit_made_twice_is_two_requests(sensor: Sensor) -> None:
     assert len(set(keys)) == 3
 
 
+def test_a_declaration_that_is_taken_back_asks_again(sensor: Sensor) -> None:
+    sensor.tick()
+    keys = []
+    for value in ("1.0", "2.0", "1.0", "2.0"):
+        sensor.project.declare(
+            "iris", f"notebook: notebooks/iris.ipynb\ntracking: false\nhyperparameters: {{C: {value}}}"
+        )
+        keys += [request.run_key for request in sensor.tick().run_requests or ()]
+    assert len(set(keys)) == 4
+
+
+def test_allowing_what_is_not_supported_asks_for_the_code_again(sensor: Sensor) -> None:
+    sensor.tick()
+    sensor.project.declare("iris", "notebook: notebooks/iris.ipynb\ntracking: false\nallow_unsupported: true")
+    assert [parts for parts, _, _ in asked(sensor.tick())] == [EVERYTHING]
+
+
+def test_a_daemon_that_died_before_it_kept_the_cursor_asks_once(sensor: Sensor) -> None:
+    sensor.tick()
+    before = sensor.cursor
+    sensor.edit("max_iter=200", "max_iter=300")
+    first = sensor.tick().run_requests or []
+    sensor.cursor = before
+    second = sensor.tick().run_requests or []
+    assert [request.run_key for request in first] == [request.run_key for request in second] != []
+
+
 def test_of_partitions_it_asks_for_the_code_and_that_runs_without_one(sensor: Sensor) -> None:
     sensor.project.declare(
         "iris", "notebook: notebooks/iris.ipynb\ntracking: false\nparity: false\npartitions: [a, b]"

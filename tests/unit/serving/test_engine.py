@@ -185,3 +185,34 @@ def test_a_plain_mlflow_model_without_a_script(tmp_path: Path) -> None:
         assert reply.status == 200, reply.body
         assert json.loads(reply.body)["predictions"] == pytest.approx(expected["predictions"])
     assert ask(engine, {"dataframe_records": [{"a": 1.0}]}).status == 400
+
+
+def test_two_predictions_are_never_made_at_once(tmp_path: Path) -> None:
+    """A small request that comes while a large one is predicted in the thread waits for it."""
+    counting = (
+        "import threading, time\nNOW = 0\nMOST = 0\nLOCK = threading.Lock()\n"
+        + INFERENCE.replace(
+            "return model.predict(data)",
+            "return counted(model, data)",
+        )
+        + "\n\ndef counted(model, data):\n"
+        "    global NOW, MOST\n"
+        "    with LOCK:\n        NOW += 1\n        MOST = max(MOST, NOW)\n"
+        "    time.sleep(0.2 if len(data) > 1 else 0)\n"
+        "    with LOCK:\n        NOW -= 1\n"
+        "    return np.full(len(data), MOST)\n"
+    )
+    engine = engine_of(array_model(tmp_path / "m", inference=counting))
+    assert engine.smoke() is None  # it knows now that small ones are quick
+    large = json.dumps({"inputs": [[1.0, 2.0, 3.0, 4.0]] * 5000}).encode()
+    small = json.dumps({"inputs": [[1.0, 2.0, 3.0, 4.0]]}).encode()
+
+    async def both() -> list[Reply]:
+        first = asyncio.create_task(engine.answer(large, "application/json", "application/json"))
+        await asyncio.sleep(0.1)
+        second = asyncio.create_task(engine.answer(small, "application/json", "application/json"))
+        return [await first, await second]
+
+    replies = asyncio.run(both())
+    assert [reply.status for reply in replies] == [200, 200]
+    assert json.loads(replies[1].body)["predictions"] == [1]

@@ -74,6 +74,7 @@ def test_every_form_of_a_good_table_passes(document: Any) -> None:
         ({"count": None}, "count", "null is not of type long"),
         ({"kind": 3}, "kind", "3 is not of type string"),
         ({"open": 1}, "open", "1 is not of type boolean"),
+        ({"open": "true"}, "open", "'true' is not of type boolean"),
     ],
 )
 def test_a_wrong_type_is_named(change: dict[str, Any], column: str, said: str) -> None:

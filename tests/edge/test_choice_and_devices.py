@@ -1,0 +1,92 @@
+"""Which devices there are, which one takes a run, and what is said where none does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from notebooked_dagster.edge.choice import DEVICE, LABEL, choose, wanted
+from notebooked_dagster.edge.devices import Device, Fleet, load_fleet
+from notebooked_dagster.errors import ConfigError
+
+FLEET = Fleet(
+    devices=(
+        Device(name="one", host="a", labels=frozenset({"studio"}), capacity=1),
+        Device(name="two", host="b", labels=frozenset({"studio", "big"}), capacity=4),
+        Device(name="three", host="c"),
+    )
+)
+
+
+def chosen(tags: dict[str, str], load: dict[str, int], silent: frozenset[str] = frozenset()) -> str | None:
+    device = choose(FLEET, tags, load, silent)
+    return device.name if device is not None else None
+
+
+def test_a_run_goes_to_the_device_it_names() -> None:
+    assert chosen({DEVICE: "three"}, {}) == "three"
+    assert chosen({DEVICE: "three"}, {"three": 1}) is None
+    assert not wanted({"notebooked/experiment": "iris"})
+
+
+def test_the_least_loaded_device_of_a_label_takes_it() -> None:
+    assert chosen({LABEL: "studio"}, {"one": 0, "two": 1}) == "one"
+    assert chosen({LABEL: "studio"}, {"one": 1, "two": 3}) == "two"
+    assert chosen({LABEL: "studio"}, {"one": 1, "two": 4}) is None
+    assert chosen({LABEL: "studio", DEVICE: "two"}, {}) == "two"
+
+
+def test_a_silent_device_comes_last_and_is_no_reason_to_refuse() -> None:
+    assert chosen({LABEL: "studio"}, {"two": 3}, frozenset({"one"})) == "two"
+    assert chosen({LABEL: "studio"}, {"two": 4}, frozenset({"one"})) == "one"
+
+
+@pytest.mark.parametrize(
+    ("tags", "words"),
+    [
+        ({DEVICE: "thre"}, "Did you mean three?"),
+        ({DEVICE: "nine"}, "There is no device 'nine'; there are: one, three, two."),
+        ({LABEL: "garden"}, "No device has the label 'garden'; there are: big, studio."),
+        ({DEVICE: "three", LABEL: "studio"}, "the run asks for both"),
+    ],
+)
+def test_where_none_fits_the_message_says_what_there_is(tags: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        chosen(tags, {})
+    assert words in str(caught.value)
+
+
+@given(st.dictionaries(st.sampled_from(["one", "two", "three"]), st.integers(0, 6)))
+def test_capacity_is_never_exceeded(load: dict[str, int]) -> None:
+    device = choose(FLEET, {LABEL: "studio"}, load)
+    full = all(load.get(name, 0) >= (FLEET.get(name) or FLEET.devices[0]).capacity for name in ("one", "two"))
+    assert (device is None) == full
+    assert device is None or load.get(device.name, 0) < device.capacity
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("devices:\n  - name: a\n", ["line 2", "devices[0].host", "Write `host: …`."]),
+        ("devices:\n  - {name: a, host: b, prot: 3}\n", ["devices[0].prot", "There are name, host"]),
+        ("devices:\n  - {name: a, host: b}\n  - {name: a, host: c}\n", ["'a' twice"]),
+        ("devices:\n  - {name: ../a, host: b}\n", ["devices[0].name"]),
+        ("devices:\n  - {name: a, host: b, folder: ../c}\n", ["a folder of its own"]),
+        ("devices:\n  - {name: a, host: b, capacity: 0}\n", ["devices[0].capacity"]),
+        ("devices:\n  - {name: a, host: b, host_key: AAAA}\n", ["ssh-keyscan"]),
+        ("- a\n", ["a mapping with the key `devices`"]),
+    ],
+)
+def test_a_wrong_declaration_is_told_with_its_place(tmp_path: Path, text: str, words: list[str]) -> None:
+    (tmp_path / "edge.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_fleet(tmp_path / "edge.yaml")
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    (tmp_path / "edge.yaml").write_text("devices:\n  - {name: a, host: b, key: keys/pi}\n")
+    assert load_fleet(tmp_path / "edge.yaml").devices[0].key == tmp_path / "keys/pi"
