@@ -20,11 +20,11 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from notebooked_dagster import errors
-from notebooked_dagster.core import logs
+from notebooked_dagster.core import logs, tracing
 from notebooked_dagster.core.files import write_atomic
 from notebooked_dagster.core.settings import Settings
 from notebooked_dagster.errors import NotebookedError
-from notebooked_dagster.resources import storage
+from notebooked_dagster.resources import launcher, storage
 
 FOLDER = Path(__file__).parent / "reference"
 NOTICE = "<!-- Written by `make docs` from the code. Edit the docstrings and descriptions there. -->\n\n"
@@ -56,6 +56,9 @@ def environment_page() -> str:
     # Read where nothing of the settings is loaded yet.
     rows += [
         f"| `{storage.VARIABLE}` | Address of the PostgreSQL database that Dagster keeps its runs and events in; SQLite where unset. |",
+        "| `OTEL_EXPORTER_OTLP_ENDPOINT` | Where traces are sent to, as OpenTelemetry has it; nothing is traced where it is unset ([Traces](../deployment.md#traces)). |",
+        f"| `{tracing.VARIABLE}` | The trace that a process goes on with, as the W3C has it; trainings are handed theirs. |",
+        f"| `{launcher.VARIABLE}` | What executes runs: `default` (beside the code location), `kubernetes`, `ecs` or `docker` (a container each). |",
         f"| `{logs.VARIABLE}` | How our loggers write: `text`, or `json` for one object a line. |",
     ]
     return "\n".join(["# Environment variables\n", "| variable | what it does |", "|---|---|", *rows])
@@ -64,12 +67,19 @@ def environment_page() -> str:
 def defs_page() -> str:
     """Every key of ``defs.yaml``."""
     from notebooked_dagster.config import ExperimentConfig
+    from notebooked_dagster.config.loading import PROVIDER_OPTIONS
 
+    options = [
+        line
+        for provider, model in PROVIDER_OPTIONS.items()
+        for line in ("", *model_tables(model, f"options, with provider: {provider}"))
+    ]
     return "\n".join(
         [
             "# `assets/<experiment>/defs.yaml`\n",
             "The keys below stand under `attributes:`.\n",
             *model_tables(ExperimentConfig, "attributes"),
+            *options,
         ]
     )
 
@@ -79,6 +89,13 @@ def config_page() -> str:
     from notebooked_dagster.config import ProjectConfig
 
     return "\n".join(["# `config.yaml`\n", *model_tables(ProjectConfig, "config.yaml")])
+
+
+def device_page() -> str:
+    """Every key of ``device.yaml``."""
+    from notebooked_dagster.realtime.device import DeviceConfig
+
+    return "\n".join(["# `device.yaml`\n", *model_tables(DeviceConfig, "device.yaml")])
 
 
 def cli_page() -> str:
@@ -94,6 +111,12 @@ def cli_page() -> str:
             continue
         inner = click.Context(command, info_name=name, parent=context, terminal_width=100)
         parts += [f"\n## `notebooked {name}`\n", "```text", command.get_help(inner), "```"]
+        if isinstance(command, click.Group):
+            for part in command.list_commands(inner):
+                deeper = command.get_command(inner, part)
+                assert deeper is not None
+                context_ = click.Context(deeper, info_name=part, parent=inner, terminal_width=100)
+                parts += [f"\n### `notebooked {name} {part}`\n", "```text", deeper.get_help(context_), "```"]
     return "\n".join(parts)
 
 
@@ -174,16 +197,18 @@ def paragraph(thing: object) -> str:
 
 
 def attribute_texts(thing: type) -> dict[str, str]:
-    """The ``Attributes:`` section of a Google-style docstring, by name."""
-    section = (inspect.getdoc(thing) or "").partition("Attributes:\n")[2]
+    """The ``Attributes:`` section of a Google-style docstring, by name, on top of those of the classes it inherits from."""
     found: dict[str, str] = {}
-    name = ""
-    for line in section.splitlines():
-        if line.startswith("    ") and not line.startswith("     "):
-            name, _, text = line.strip().partition(": ")
-            found[name.strip("`")] = text
-        elif line.strip() and name:
-            found[name] += f" {line.strip()}"
+    for owner in reversed(thing.__mro__):
+        section = inspect.cleandoc(owner.__doc__ or "").partition("Attributes:\n")[2]
+        name = ""
+        for line in section.splitlines():
+            if line.startswith("    ") and not line.startswith("     "):
+                name, _, text = line.strip().partition(": ")
+                name = name.strip("`")
+                found[name] = text
+            elif line.strip() and name:
+                found[name] += f" {line.strip()}"
     return found
 
 
@@ -192,6 +217,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "environment.md": environment_page,
     "defs.md": defs_page,
     "config.md": config_page,
+    "device.md": device_page,
     "cli.md": cli_page,
     "rules.md": rules_page,
 }
