@@ -144,10 +144,10 @@ class Worker:
             self._loop.add_signal_handler(number, self._ended.set)
         path = Path(self.options.socket)
         self._unready = self.engine.smoke()
+        # Before the socket that says it is ready: the supervisor hands over the public one as soon as it reads that.
+        descriptors = wire.listen_descriptor(path.with_name(path.name + ".fd"))
         threading.Thread(
-            target=wire.serve_descriptor,
-            args=(path.with_name(path.name + ".fd"), self._take, lambda: self._public),
-            daemon=True,
+            target=wire.serve_descriptor, args=(descriptors, self._take, lambda: self._public), daemon=True
         ).start()
         server = await wire.listen(path, self._control)
         ready.set()

@@ -162,18 +162,28 @@ def _descriptor_connection(path: Path, op: bytes, timeout: float) -> socket.sock
     return connection
 
 
+def listen_descriptor(path: Path) -> socket.socket:
+    """The socket that ``serve_descriptor`` answers on; whoever finds it can connect. Raises OSError."""
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(str(path))
+        path.chmod(0o600)
+        listener.listen(8)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
 def serve_descriptor(
-    path: Path, take: Callable[[socket.socket], None], held: Callable[[], socket.socket | None]
+    listener: socket.socket, take: Callable[[socket.socket], None], held: Callable[[], socket.socket | None]
 ) -> None:
     """Answer ``hand_over`` and ``take_over``, blocking, one at a time; runs in a thread of its own.
 
     The event loop's transports cannot pass descriptors, hence blocking sockets.
     """
-    path.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(str(path))
-        path.chmod(0o600)
-        listener.listen(8)
+    with listener:
         while True:
             connection, _ = listener.accept()
             with connection, contextlib.suppress(OSError):
