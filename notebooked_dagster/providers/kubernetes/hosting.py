@@ -30,6 +30,7 @@ import httpx
 from notebooked_dagster.config.kubernetes import KubernetesEndpoint
 from notebooked_dagster.errors import (
     ConfigError,
+    DeploymentConflictError,
     DeploymentError,
     EndpointNotFoundError,
     InvalidInputError,
@@ -448,7 +449,7 @@ class Hosting:
             with translated(f"Version {version} of endpoint {name!r} cannot be looked at"):
                 found = self._session.get("deployments", own)
                 if found is None:
-                    raise conflict(name, f"version {version} was removed while it started")
+                    raise _removed(name, version)
                 if _is_ready(found, pods):
                     return
                 why, final = self._obstacle(name, version, found)
@@ -499,13 +500,22 @@ class Hosting:
         if example is None:
             return
         with translated(f"Version {version} of endpoint {name!r} cannot be asked"):
-            pod = self._pods(name, version)[-1]["metadata"]["name"]
+            pods = self._pods(name, version)
+            if not pods:
+                raise _removed(name, version)
+            pod = pods[-1]["metadata"]["name"]
             path = self._session.path("pods", f"{pod}:{manifests.PORT}", "proxy", "invocations")
             try:
                 self._session.again(
                     lambda: self._session.send("POST", path, content=json.dumps(example).encode())
                 )
             except KubeError as error:
+                # Another deployment that was quicker takes away what it does not know.
+                if (
+                    error.code == 404
+                    and self._session.get("deployments", f"{kube_name(name)}-v{version}") is None
+                ):
+                    raise _removed(name, version) from error
                 # A permission that is missing is not the model's fault.
                 if error.reason:
                     raise
@@ -752,6 +762,10 @@ def _is_ready(found: Mapping[str, Any], pods: int) -> bool:
     if status.get("observedGeneration", 0) < found["metadata"].get("generation", 0):
         return False
     return bool(status.get("readyReplicas", 0) >= pods and status.get("updatedReplicas", 0) >= pods)
+
+
+def _removed(name: str, version: str) -> DeploymentConflictError:
+    return conflict(name, f"version {version} was removed while it started")
 
 
 def _health(found: Mapping[str, Any]) -> EndpointStatus:

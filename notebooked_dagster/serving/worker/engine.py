@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -98,21 +99,31 @@ class Engine:
         self._threaded += 1
         job = self._thread.submit(self._predict, body, content_type, accept)
         # When it has really ended, which may be after its client has had a 504.
-        job.add_done_callback(lambda _: loop.call_soon_threadsafe(self._left_thread))
+        job.add_done_callback(lambda _: self._tell(loop))
         waiting = asyncio.wrap_future(job)
         try:
-            async with asyncio.timeout(self._time_limit) as limit:
-                return await waiting
-        except TimeoutError:
-            if not limit.expired():
-                raise  # The model's own, which is a failed prediction like any other.
-            since = self._running_since
-            if since is not None and time.perf_counter() - since >= self._time_limit:
+            await asyncio.wait({waiting}, timeout=self._time_limit)
+            if not waiting.done() and job.running():
+                # The limit is the prediction's own, from when the thread took it up.
+                begun = self._running_since or time.perf_counter()
+                await asyncio.wait({waiting}, timeout=begun + self._time_limit - time.perf_counter())
+            if waiting.done():
+                return waiting.result()
+            begun = self._running_since or time.perf_counter()
+            if job.running() or time.perf_counter() - begun >= self._time_limit:
                 self.stuck = f"A prediction has run for more than {self._time_limit:g} s."
-                raise RequestError(504, self.stuck) from None
+                raise RequestError(504, self.stuck)
             raise RequestError(
                 503, f"The server is busy: the request waited {self._time_limit:g} s for others to end."
-            ) from None
+            )
+        finally:
+            # Takes it out of the queue, also where the client has gone; what runs cannot be stopped.
+            waiting.cancel()
+
+    def _tell(self, loop: asyncio.AbstractEventLoop) -> None:
+        # A prediction that hung may outlive the loop.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(self._left_thread)
 
     def _left_thread(self) -> None:
         self._threaded -= 1

@@ -216,3 +216,29 @@ def test_two_predictions_are_never_made_at_once(tmp_path: Path) -> None:
     replies = asyncio.run(both())
     assert [reply.status for reply in replies] == [200, 200]
     assert json.loads(replies[1].body)["predictions"] == [1]
+
+
+def test_a_prediction_s_time_begins_when_its_turn_comes(tmp_path: Path) -> None:
+    """The second waits for most of its limit and never ends: the model hangs, the server is not busy."""
+    sleeping = "import time\n" + INFERENCE.replace(
+        "return model.predict(data)", "time.sleep(abs(data[0][0])); return model.predict(data)"
+    )
+    folder = array_model(tmp_path / "m", inference=sleeping)
+    engine = Engine(load(folder), Metrics("e", "1"), time_limit=1.0)
+
+    async def both() -> list[Reply]:
+        asked = [
+            asyncio.create_task(
+                engine.answer(
+                    json.dumps({"inputs": [[seconds, 0.0, 0.0, 0.0]] * 2000}).encode(),
+                    "application/json",
+                    "application/json",
+                )
+            )
+            for seconds in (0.7, 3.0)
+        ]
+        return [await item for item in asked]
+
+    first, second = asyncio.run(both())
+    assert (first.status, second.status) == (200, 504)
+    assert engine.stuck
