@@ -33,8 +33,8 @@ demo: $(VENV)/.demo ## Set everything up, train and deploy a sample experiment, 
 
 test: $(VENV)/.dev $(VENV)/.torch $(VENV)/.browser $(VENV)/.azurite ## Set everything up and pass all tests
 	@$(MAKE) --no-print-directory check
-	# Most tests wait for processes of their own, so one worker more than cores.
-	$(BIN)/python -m pytest -n 3 --dist loadfile $(PYTEST_ARGS)
+	# Most tests wait for processes of their own, so more workers than cores; the long files come first (tests/conftest.py).
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: $(VENV)/.dev ## Format, lint, types, who imports whom
 	@$(BIN)/ruff format --check .

@@ -55,8 +55,19 @@ class SkipWatch:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
+# What takes long first: the last file that a worker takes decides when all is done.
+FIRST = ("tests/end_to_end", "tests/unit/providers", "tests/contract", "tests/edge")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests in real accounts cost money: only ``-m live`` selects them, no other expression and no name."""
+
+    def place(item: pytest.Item) -> int:
+        return next(
+            (index for index, folder in enumerate(FIRST) if item.nodeid.startswith(folder)), len(FIRST)
+        )
+
+    items.sort(key=place)
     if re.search(r"\blive\b", config.option.markexpr):
         return
     live = [item for item in items if item.get_closest_marker("live") is not None]

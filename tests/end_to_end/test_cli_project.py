@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 BIN = Path(sys.executable).parent
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -68,18 +68,14 @@ def test_from_an_empty_folder_to_a_prediction_and_back(notebooked: Command) -> N
     again = notebooked("--json", "train", "sample", "--only-if-changed")
     assert json.loads(again.stdout)["job"] == facts["job"]
 
-    assert notebooked("deploy", "sample").returncode == 0
-    back = notebooked("--json", "rollback", "sample")
-    roles = {item["role"]: item["version"] for item in json.loads(back.stdout)["deployments"]}
-    assert roles["champion"] == "1"
-
     # MLflow's aliases follow what is served: forth with a deployment, back with a rollback.
     assert notebooked("train", "sample", "--set", "C=2.5").returncode == 0
     assert champion(notebooked) == "1"
     assert notebooked("deploy", "sample").returncode == 0
     assert champion(notebooked) == "2"
-    assert notebooked("rollback", "sample").returncode == 0
-    assert champion(notebooked) == "1"
+    back = notebooked("--json", "rollback", "sample")
+    roles = {item["role"]: item["version"] for item in json.loads(back.stdout)["deployments"]}
+    assert roles["champion"] == "1" == champion(notebooked)
 
     status = json.loads(notebooked("--json", "status", "sample").stdout)[0]
     assert status["stale"] == []
@@ -125,8 +121,6 @@ def test_a_job_is_listed_read_and_cancelled_without_a_run_of_dagster(notebooked:
 def test_deploying_takes_up_newer_inference_code_and_says_where_training_is_newer(
     notebooked: Command,
 ) -> None:
-    made = notebooked("--json", "train", "sample")
-    assert made.returncode == 0, made.stderr
     path = Path(notebooked.folder) / "notebooks" / "sample.ipynb"  # type: ignore[attr-defined]
     path.write_text(
         path.read_text().replace("model.predict(X_test.head(3))", "model.predict(X_test.head(3)) + 100")

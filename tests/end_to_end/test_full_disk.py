@@ -80,7 +80,6 @@ def test_what_is_served_goes_on(small: Path) -> None:
         asked = {"inputs": [[5.1, 3.5, 1.4, 0.2]]}
         assert httpx.post(f"{live.url}/invocations", json=asked).json() == {"predictions": [0]}
         ballast.unlink()
-        assert project.run("notebooked", "train", "iris").returncode == 0
         assert project.run("notebooked", "deploy", "iris").returncode == 0
         assert httpx.post(f"{live.url}/invocations", json=asked).json() == {"predictions": [0]}
     finally:

@@ -1,29 +1,36 @@
-"""Every sample experiment: its scripts train to the notebook's own score, and its saved model predicts what it predicts.
+"""Every sample experiment through its whole asset graph: to the notebook's own score, and to its own predictions.
 
 The notebook itself is the reference. It is executed as it stands, with one cell behind it that writes down its scores and
-what it answers to a request; the generated scripts run in processes of their own, in an empty folder.
+what it answers to a request; the saved model is asked the same in a process of its own, and so is the endpoint.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
+import httpx
 import nbformat
 import pytest
 
 from notebooked_dagster.codegen import GenerateOptions, generate, write_scripts
+from notebooked_dagster.definitions import project_definitions
 from notebooked_dagster.notebook.analysis import analyse
 from notebooked_dagster.notebook.reader import read_notebook
+from notebooked_dagster.providers.local import LocalProvider
+from notebooked_dagster.resources import Workplace
 
-pytestmark = pytest.mark.slow
-
-NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = ROOT / "notebooks"
 
 RECORD = """
 import json as _json
@@ -106,13 +113,13 @@ SAMPLES = (
         "best_model.predict(X_test.head(5))",
         "sklearn",
     ),
-    Sample(
-        "_templates/experiment.ipynb",
-        ("accuracy",),
-        '{"dataframe_records": data.data.head(5).to_dict("records")}',
-        "predict(data.data.head(5))",
-        "sklearn",
-    ),
+)
+TEMPLATE = Sample(
+    "_templates/experiment.ipynb",
+    ("accuracy",),
+    '{"dataframe_records": data.data.head(5).to_dict("records")}',
+    "predict(data.data.head(5))",
+    "sklearn",
 )
 
 
@@ -153,36 +160,78 @@ def execute(sample: Sample, work: Path) -> dict[str, Any]:
     return found
 
 
+def ask_model(folder: Path, request: Any) -> Any:
+    """What a saved model answers where nothing but its own folder and its requirements are."""
+    said = run(["-c", ASK], folder, stdin=json.dumps(request))
+    return json.loads(said.partition("ANSWER ")[2])["predictions"]
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """This repository's declarations and notebooks."""
+    root = tmp_path / "project"
+    for name in ("assets", "notebooks"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (root / "config.yaml").write_text("defaults: {tracking: false}\n")
+    monkeypatch.setenv("NOTEBOOKED_PROJECT_ROOT", str(root))
+    yield root
+    provider = LocalProvider(root / ".notebooked")
+    for endpoint in provider.list_endpoints():
+        provider.delete_endpoint(endpoint.name)
+
+
+def test_every_declared_experiment_is_a_sample_here() -> None:
+    declared = {path.parent.name for path in (ROOT / "assets").glob("*/defs.yaml")}
+    assert declared == {Path(sample.path).stem for sample in SAMPLES}
+
+
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: Path(sample.path).stem)
-def test_a_sample_from_notebook_to_prediction(sample: Sample, tmp_path: Path) -> None:
+def test_a_sample_from_notebook_to_endpoint(sample: Sample, project: Path, tmp_path: Path) -> None:
     if sample.framework == "torch":
         pytest.importorskip("torch")
-    source = NOTEBOOKS / sample.path
     theirs = execute(sample, tmp_path)
+    name = Path(sample.path).stem
+    defs = project_definitions(Workplace.here())
+    with dg.DagsterInstance.ephemeral() as instance:
+        # The parity check executes the notebook once more: asked where the model is another's than scikit-learn's.
+        config = {"defaults": {"tracking": False, "parity": {"with_job": sample.framework == "torch"}}}
+        (project / "config.yaml").write_text(json.dumps(config))
+        result = defs.resolve_job_def(f"{name}_job").execute_in_process(instance=instance)
+    outcomes = {item.check_name: item for item in result.get_asset_check_evaluations()}
+    assert {name: item.description for name, item in outcomes.items() if not item.passed} == {}
+    assert outcomes.keys() >= {"skew", "lint", "metric_gate", "smoke_prediction", "endpoint_health"}
+    made = {
+        event.asset_key.path[-1]: event.materialization.metadata
+        for event in result.get_asset_materialization_events()
+        if event.asset_key
+    }
+    assert made.keys() == {"training_code", "inference_code", "model", "endpoint"}
 
+    model = Path(str(made["model"]["model_uri"].value))
+    description = json.loads((model / "model.json").read_text())
+    assert description["framework"] == sample.framework
+    metrics = json.loads((model.parent / "output" / "metrics.json").read_text())
+    for name, value in theirs["scores"].items():
+        assert metrics[name] == pytest.approx(value, rel=1e-9), (name, metrics)
+    same(ask_model(model, theirs["request"]), theirs["answer"])
+    url = str(made["endpoint"]["URL"].value)
+    same(httpx.post(f"{url}/invocations", json=theirs["request"]).json()["predictions"], theirs["answer"])
+
+
+def test_the_template_without_dagster(tmp_path: Path) -> None:
+    """Its scripts alone, in an empty folder: nothing of this package is needed to run them."""
+    source = NOTEBOOKS / TEMPLATE.path
+    theirs = execute(TEMPLATE, tmp_path)
     scripts = generate(analyse(read_notebook(source)), GenerateOptions(experiment=source.stem))
     write_scripts(scripts, tmp_path / "scripts")
     empty = tmp_path / "empty"
     empty.mkdir()
     model, output = tmp_path / "model", tmp_path / "output"
-    arguments = [
-        str(tmp_path / "scripts" / "train.py"),
-        "--model-dir",
-        str(model),
-        "--output-dir",
-        str(output),
-    ]
-    printed = run(arguments, empty, NOTEBOOKED_NOTEBOOK_DIR=str(source.parent))
-
+    places = ["--model-dir", str(model), "--output-dir", str(output)]
+    run([str(tmp_path / "scripts" / "train.py"), *places], empty, NOTEBOOKED_NOTEBOOK_DIR=str(source.parent))
     metrics = json.loads((output / "metrics.json").read_text())
-    for name, value in theirs["scores"].items():
-        assert metrics[name] == pytest.approx(value, rel=1e-9), (name, metrics, printed)
-
-    description = json.loads((model / "model.json").read_text())
-    assert description["framework"] == sample.framework
-    said = run(["-c", ASK], model, stdin=json.dumps(theirs["request"]))
-    answer = json.loads(said.partition("ANSWER ")[2])["predictions"]
-    same(answer, theirs["answer"])
+    assert metrics["accuracy"] == pytest.approx(theirs["scores"]["accuracy"], rel=1e-9)
+    same(ask_model(model, theirs["request"]), theirs["answer"])
 
 
 def same(ours: Any, theirs: Any) -> None:
