@@ -205,7 +205,7 @@ async def record(seconds: float, rate: int = 1000) -> None:
     with tempfile.TemporaryDirectory(prefix="bench-recorder-") as name:
         recorder = Recorder(Path(name), "bench")
         await recorder.open()
-        await recorder.start()
+        recorder.start()
         begin, sent, slowest = time.monotonic(), 0, 0.0
         total = int(seconds * rate)
         while sent < total:

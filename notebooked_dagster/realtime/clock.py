@@ -27,6 +27,12 @@ Send = Callable[[mido.Message], Awaitable[None]]
 class Clock:
     """MIDI clock, 24 to a quarter note, out of a process of its own.
 
+    Attributes:
+        status: What the process told last.
+        moved: Set as soon as the transport was started, stopped or put somewhere else, and the status says so.
+        follower: What is known of the clock that is followed.
+        overflow: How many clocks the daemon was too busy to pass on.
+
     Args:
         targets: Where clocks go without passing through here.
         bpm: The tempo to begin with.
@@ -56,6 +62,7 @@ class Clock:
         self._pump: asyncio.Task[None] | None = None
         self._late: asyncio.Future[list[int]] | None = None
         self.status: ClockStatus | None = None
+        self.moved = asyncio.Event()
         self.follower = Follower()
         self.overflow = 0
 
@@ -191,6 +198,8 @@ class Clock:
             asyncio.get_running_loop().remove_reader(self._commands.fileno())
             return
         if isinstance(found, ClockStatus):
+            if self.status is not None and found.moves != self.status.moves:
+                self.moved.set()
             self.status = found
             if not ready.done():
                 ready.set_result(None)

@@ -23,6 +23,7 @@ from .timeline import Engine, Lock
 _AWAKE = 60_000
 _STATUS_EVERY = 500_000_000
 _KEPT = 2048
+_MOVES = frozenset({"start", "stop", "resume", "locate"})
 _MCL_CURRENT_AND_FUTURE = 3
 _PR_SET_TIMERSLACK = 29
 
@@ -48,12 +49,15 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class ClockStatus:
-    """What the process tells twice a second.
+    """What the process tells twice a second, and at once when the transport was moved.
 
     Attributes:
         bpm: The tempo.
         running: Whether the song runs.
         sixteenths: Song position.
+        position: The song's next tick.
+        due: When that is due (``time.monotonic_ns()``); where the song stands still, when the next clock is.
+        moves: How often the transport was started, stopped, or put somewhere else.
         sent: Clocks sent.
         skipped: Clocks left out because the machine slept.
         late: How late the last clocks were, in µs: median, 99th percentile, largest.
@@ -64,6 +68,9 @@ class ClockStatus:
     bpm: float
     running: bool
     sixteenths: int
+    position: int
+    due: int
+    moves: int
     sent: int
     skipped: int
     late: tuple[float, float, float]
@@ -81,8 +88,9 @@ def run(
     senders = [_sender(target, stream) for target in targets]
     engine = Engine.at(time.monotonic_ns() + 1_000_000, bpm)
     late: list[int] = []
-    sent = failures = 0
+    sent = failures = moves = 0
     told = 0
+    lateness = percentiles(late)
 
     def send(data: bytes) -> None:
         nonlocal failures
@@ -92,16 +100,19 @@ def run(
             except Exception:  # whatever a driver raises, the other targets go on
                 failures += 1
 
+    def tell() -> None:
+        status = ClockStatus(
+            engine.timeline.bpm, engine.running, engine.sixteenths, engine.position, engine.due, moves, sent,
+            engine.skipped, lateness, scheduling, failures,
+        )  # fmt: skip
+        with contextlib.suppress(BrokenPipeError, BlockingIOError):
+            connection.send(status)
+
     while True:
         now = time.monotonic_ns()
         if now - told > _STATUS_EVERY:
-            told = now
-            status = ClockStatus(
-                engine.timeline.bpm, engine.running, engine.sixteenths, sent, engine.skipped, percentiles(late),
-                scheduling, failures,
-            )  # fmt: skip
-            with contextlib.suppress(BrokenPipeError, BlockingIOError):
-                connection.send(status)
+            told, lateness = now, percentiles(late)
+            tell()
             del late[:-_KEPT]
         # poll() counts whole milliseconds and rounds up, so it gets what is surely left.
         spare = (engine.due - now) // 1_000_000 - 1
@@ -112,6 +123,9 @@ def run(
                     connection.send(late)
                     return
                 send(obey(engine, command, argument))
+                if command in _MOVES:
+                    moves += 1
+                    tell()
                 continue
         except (EOFError, ConnectionError):
             return

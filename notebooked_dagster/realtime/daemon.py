@@ -25,7 +25,7 @@ from .clock import Clock
 from .daw import mmc
 from .daw.exchange import Exchange
 from .daw.mackie import MackieControl
-from .daw.mtc import Timecode, full_frame, quarter_frames
+from .daw.mtc import follow
 from .daw.osc import OscServer
 from .device import DeviceConfig
 from .dispatcher import Dispatcher
@@ -34,14 +34,17 @@ from .handler import MidiHandler
 from .messages import REAL_TIME, Event
 from .network import Dagster, Mqtt, Osc, WebSockets, within
 from .notify import notify, watchdog_interval
-from .outlets import Outlet, Parcel
+from .outlets import Outlet, Parcel, WayOut
 from .player import play
 from .recorder import Recorder
+from .requests import RunRequests
+from .takes import Take
 
 log = logging.getLogger("notebooked.realtime")
 _SHOWN = 30
 _STALLED = 10.0
 _FAREWELL = 3.0
+_READY = 10.0
 
 
 class Daemon:
@@ -92,7 +95,8 @@ class Daemon:
                 loop.add_signal_handler(number, self._stop.set)
         try:
             await self._open()
-            notify("READY=1", f"STATUS={len(self.config.ports)} ports, {len(self.config.rules)} rules")
+            status = f"STATUS={len(self.config.ports)} ports, {len(self.config.rules)} rules"
+            await asyncio.to_thread(notify, "READY=1", status, wait=_READY)
             log.info("%s is ready", self.config.name)
             stopping = asyncio.create_task(self._stop.wait())
             done, _ = await asyncio.wait([stopping, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -126,11 +130,13 @@ class Daemon:
             "recorder": {
                 "take": recorder.recording,
                 "recorded": recorder.recorded,
+                "lost": recorder.lost,
                 "failed": recorder.failed,
                 "takes": recorder.takes[-5:],
             }
             if recorder is not None
             else None,
+            "requests": len(self.requests) if self.requests is not None else 0,
             "sensors": self._sensors.values() if self._sensors is not None else {},
             "pins": {
                 str(number): value for number, value in (self._pins.values() if self._pins else {}).items()
@@ -154,6 +160,9 @@ class Daemon:
             await self._sensors.open(self.midi.inbox)
         if self.osc_server is not None:
             await self.osc_server.open(self.midi.inbox)
+        if self._osc is not None:
+            for message in (action.osc for rule in self.config.rules for action in rule.then if action.osc):
+                self._osc.prepare(message.peer)
         if self.clock is not None:
             await self.clock.open()
         self._duty("events", self._handle_events())
@@ -163,7 +172,7 @@ class Daemon:
         if self.exchange is not None:
             self._duty("exchange", self.exchange.run())
         if self.clock is not None and self.config.clock is not None and self.config.clock.mtc is not None:
-            self._duty("time code", self._send_time_code(self.config.clock.mtc))
+            self._duty("time code", follow(self.clock, self.config.clock.mtc, self._to_clock_ports))
         if self.config.web.enabled:
             await self._serve_page()
 
@@ -172,7 +181,7 @@ class Daemon:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._playing, return_exceptions=True)
         if self.recorder is not None:
-            await self.recorder.stop()
+            await self.recorder.close()
         if self.clock is not None:
             await self.clock.close()
         await within(
@@ -191,7 +200,9 @@ class Daemon:
             event = await inbox.get()
             if self.clock is not None:
                 self.clock.hear(event)
-            await self._note(event)
+            self._note(event)
+            if event.message is not None:
+                await self._hear_daw(event)
             await self.dispatcher.handle(event)
             now = time.monotonic()
             self._turned = now
@@ -201,7 +212,7 @@ class Daemon:
             if event.message is None or event.message.type not in REAL_TIME:
                 self._events.append(str(event))
 
-    async def _note(self, event: Event) -> None:
+    def _note(self, event: Event) -> None:
         recorder = self.recorder
         if recorder is not None:
             always = self.config.record is not None and self.config.record.always
@@ -218,12 +229,10 @@ class Daemon:
                 and message is not None
                 and message.type not in REAL_TIME
             ):
-                await recorder.start()
+                recorder.start()
             recorder.note(event)
             for gap in self.midi.inbox.take_gaps():
                 recorder.gap(gap)
-        if event.message is not None:
-            await self._hear_daw(event)
 
     async def _hear_daw(self, event: Event) -> None:
         message, daw = event.message, self.config.daw
@@ -232,9 +241,9 @@ class Daemon:
                 await self._send_quietly(event.source, answer)
         if event.source == daw.mmc:
             for command in mmc.parse(message):
-                await self._obey(command)
+                self._obey(command)
 
-    async def _obey(self, command: mmc.Mmc) -> None:
+    def _obey(self, command: mmc.Mmc) -> None:
         clock = self.clock
         if clock is not None:
             if command.name in ("play", "deferred_play"):
@@ -246,9 +255,9 @@ class Daemon:
                 clock.locate(round(command.at.time * clock.bpm / 15))
         if self.recorder is not None:
             if command.name == "record_strobe":
-                await self.recorder.start()
+                self.recorder.start()
             elif command.name in ("record_exit", "stop"):
-                await self._stop_recording()
+                self.recorder.end()
 
     async def _look_after(self) -> None:
         """Signs of life for systemd, and tempo changes for the take."""
@@ -265,26 +274,6 @@ class Daemon:
             if interval is not None and now - told >= interval - 0.25 and self.healthy():
                 notify("WATCHDOG=1")
                 told = now
-
-    async def _send_time_code(self, rate: int) -> None:
-        """Quarter frames while the transport runs, at absolute deadlines; a full frame where it starts or stops."""
-        assert self.clock is not None
-        was = False
-        begin, sent = 0.0, 0
-        while True:
-            running = self.clock.status is not None and self.clock.status.running
-            if running != was:
-                was = running
-                start = (self.clock.status.sixteenths if self.clock.status else 0) * 15 / self.clock.bpm
-                await self._to_clock_ports(full_frame(Timecode.of_time(start, rate)))
-                begin, sent = time.monotonic() - start, round(start * rate) * 4 // 8 * 8
-            if not running:
-                await asyncio.sleep(0.02)
-                continue
-            count, index = divmod(sent, 8)
-            await self._to_clock_ports(quarter_frames(Timecode.of_count(count * 2, rate))[index])
-            sent += 1
-            await asyncio.sleep(max(0.0, begin + sent / (4 * rate) - time.monotonic()))
 
     async def _serve_page(self) -> None:
         import uvicorn
@@ -332,13 +321,15 @@ class Daemon:
             return {"ports": now["ports"], "clock": now["clock"] or {}}
 
         return Recorder(
-            self._folder / told.spool, self.config.name, ports=told.ports, facts=facts, idle=told.idle
-        )
+            self._folder / told.spool, self.config.name, ports=told.ports, facts=facts, idle=told.idle,
+            finished=self._finished,
+        )  # fmt: skip
 
     def _make_dispatcher(self) -> Dispatcher:
         config = self.config
         kinds = {action.kind for rule in config.rules for action in rule.then}
-        self._outlets: dict[str, Outlet] = {}
+        self._outlets: dict[str, WayOut] = {}
+        self.requests: RunRequests | None = None
         self._add_outlet("record", self._record)
         self._add_outlet("play", self._play)
         if "websocket" in kinds:
@@ -349,14 +340,16 @@ class Daemon:
         if config.dagster is not None:
             token = config.dagster.token
             headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else None
-            self._add_client(
-                "run",
-                Dagster(config.dagster.url, config.dagster.location, config.dagster.repository, headers),
-            )
-        osc = Osc() if "osc" in kinds else None
-        if osc is not None:
-            self._clients.append(osc)
-        return Dispatcher(config.rules, self.midi, self._outlets, clock=self.clock, pins=self._pins, osc=osc)
+            client = Dagster(config.dagster.url, config.dagster.location, config.dagster.repository, headers)
+            self._clients.append(client)
+            self.requests = RunRequests(self._folder / config.dagster.spool, client.launch, self.counters)
+            self._outlets["run"] = self.requests
+        self._osc = Osc() if "osc" in kinds else None
+        if self._osc is not None:
+            self._clients.append(self._osc)
+        return Dispatcher(
+            config.rules, self.midi, self._outlets, clock=self.clock, pins=self._pins, osc=self._osc
+        )
 
     def _add_client(self, kind: str, client: Any) -> None:
         self._clients.append(client)
@@ -369,14 +362,12 @@ class Daemon:
         assert self.recorder is not None
         recording = self.recorder.recording is not None
         if parcel.what == "start" or (parcel.what == "toggle" and not recording):
-            await self.recorder.start()
+            self.recorder.start()
         else:
-            await self._stop_recording()
+            self.recorder.end()
 
-    async def _stop_recording(self) -> None:
-        assert self.recorder is not None
-        take = await self.recorder.stop()
-        if take is not None and self.exchange is not None:
+    async def _finished(self, take: Take) -> None:
+        if self.exchange is not None:
             await asyncio.to_thread(self.exchange.export, take)
 
     async def _play(self, parcel: Parcel) -> None:

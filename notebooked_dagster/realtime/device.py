@@ -155,12 +155,14 @@ class DagsterConfig(Strict):
         location: The code location.
         repository: In it.
         token: Sent as ``Authorization: Bearer``; only by reference.
+        spool: Where requests wait while it is away; relative to this file.
     """
 
     url: str = Field(pattern=r"^https?://")
     location: str = "notebooked_dagster"
     repository: str = "__repository__"
     token: SecretStr | None = None
+    spool: str = "requests"
 
 
 class WebConfig(Strict):

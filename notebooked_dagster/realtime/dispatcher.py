@@ -19,7 +19,7 @@ from .gpio import Pins
 from .handler import MidiHandler
 from .messages import Counters, Event
 from .network import Osc
-from .outlets import Outlet, Parcel
+from .outlets import Parcel, WayOut
 from .rules import Action, Forward, Rule, matcher, value_of
 
 log = logging.getLogger("notebooked.realtime.dispatcher")
@@ -42,7 +42,7 @@ class Dispatcher:
         self,
         rules: Sequence[Rule],
         midi: MidiHandler,
-        outlets: Mapping[str, Outlet] | None = None,
+        outlets: Mapping[str, WayOut] | None = None,
         *,
         clock: Clock | None = None,
         pins: Pins | None = None,
@@ -132,7 +132,7 @@ class Dispatcher:
             raise PortError("There is no clock.", hint="Add a section `clock`.")
         {"start": self._clock.start, "stop": self._clock.stop, "resume": self._clock.resume}[what]()
 
-    def _outlet(self, kind: str) -> Outlet:
+    def _outlet(self, kind: str) -> WayOut:
         if kind not in self._outlets:
             raise PortError(f"Nothing is set up for `{kind}`.")
         return self._outlets[kind]

@@ -49,6 +49,11 @@ class Figures(Collector):
             connected.add_metric([port["name"], port["kind"]], float(port["connected"]))
         yield connected
         yield GaugeMetricFamily("notebooked_edge_queue", "Events that wait.", value=counters["waiting"])
+        yield GaugeMetricFamily(
+            "notebooked_edge_run_requests",
+            "Runs that Dagster has not been asked for yet.",
+            value=now["requests"],
+        )
         if now["clock"] is not None:
             clock = now["clock"]
             yield GaugeMetricFamily("notebooked_edge_bpm", "The tempo.", value=clock["bpm"])
@@ -70,6 +75,9 @@ class Figures(Collector):
             )
             yield CounterMetricFamily(
                 "notebooked_edge_recorded", "Messages recorded.", value=recorder["recorded"]
+            )
+            yield CounterMetricFamily(
+                "notebooked_edge_recorder_lost", "Messages that no take has.", value=recorder["lost"]
             )
             yield GaugeMetricFamily(
                 "notebooked_edge_recorder_failed",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-from .timeline import PPQN, Lock
+from .timeline import PER_SIXTEENTH, PPQN, Lock
 
 _MINUTE = 60e9
 # At the floor the period's own noise is about 1 % of the jitter that comes in.
@@ -30,16 +30,18 @@ class Follower:
     """What is known of an incoming clock.
 
     Attributes:
-        ticks: Since the song's start, or since the clock was first heard.
+        ticks: Since the song's start while it runs; since anything while it does not.
         missed: Ticks that must have been there and did not arrive.
         relocks: How often the tempo jumped.
         running: Whether its song runs.
+        stopped: The tick at which its song stands while it does not run.
     """
 
     ticks: int = 0
     missed: int = 0
     relocks: int = 0
     running: bool = False
+    stopped: int = 0
     _phase: float = 0.0
     _period: float = 0.0
     _age: int = 0
@@ -80,15 +82,19 @@ class Follower:
 
     def stop(self) -> None:
         """Its song stops; ticks go on."""
-        self.running = False
+        if self.running:
+            self.stopped, self.running = self.ticks, False
 
     def resume(self) -> None:
-        """Its song goes on."""
-        self.running = True
+        """Its song goes on from where it stood; that is said in sixteenths."""
+        if not self.running:
+            self.ticks, self.running = self.stopped // PER_SIXTEENTH * PER_SIXTEENTH, True
 
     def locate(self, sixteenths: int) -> None:
         """Its song position was set."""
-        self.ticks = sixteenths * 6
+        self.stopped = sixteenths * PER_SIXTEENTH
+        if self.running:
+            self.ticks = self.stopped
 
     def tick(self, at: int) -> None:
         """A clock arrived at this time."""

@@ -11,8 +11,9 @@ from typing import Any
 
 import httpx
 
-from notebooked_dagster.errors import ConfigError, ProviderError
+from notebooked_dagster.errors import ConfigError, PortError, ProviderError
 
+from .addresses import Addresses
 from .outlets import Parcel, as_data, as_json
 from .packages import needed
 from .rules import OscMessage, RunRequest, value_of
@@ -106,21 +107,32 @@ class Osc:
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
+        self._addresses = Addresses()
+
+    def prepare(self, peer: tuple[str, int]) -> None:
+        """Ask for a peer's number now, so that its first message finds it."""
+        self._addresses.get(peer)
 
     def send(self, parcel: Parcel) -> None:
-        """Send an event. Raises OSError where the system refuses it."""
+        """Send an event. Raises OSError where the system refuses it, PortError while nobody knows where that is."""
         message: OscMessage = parcel.what
         self.send_raw(message.peer, _filled(message.address, parcel), arguments_of(parcel))
 
     def send_raw(self, peer: tuple[str, int], address: str, arguments: list[Any]) -> None:
-        """Send a message of one's own."""
+        """Send a message of one's own. Raises PortError while nobody knows where that is."""
+        number = self._addresses.get(peer)
+        if number is None:
+            raise PortError(
+                f"The number of {peer[0]!r} is not known yet.", hint="Does `getent hosts` find the name?"
+            )
         builder = needed("pythonosc.osc_message_builder", "python-osc", "OSC").OscMessageBuilder(address)
         for argument in arguments:
             builder.add_arg(argument)
-        self._socket.sendto(builder.build().dgram, peer)
+        self._socket.sendto(builder.build().dgram, number)
 
     async def close(self) -> None:
         """Give the socket back."""
+        self._addresses.close()
         self._socket.close()
 
 
@@ -160,20 +172,26 @@ class Dagster:
         self._selector = {"repositoryLocationName": location, "repositoryName": repository}
         self._url = url.rstrip("/") + "/graphql"
         self._client = httpx.AsyncClient(headers=dict(headers or {}), timeout=_PATIENCE, transport=transport)
-        self._asked: deque[str] = deque(maxlen=1000)
         self.launched: deque[str] = deque(maxlen=100)
 
-    async def deliver(self, parcel: Parcel) -> None:
-        """Launch a run. Raises OSError where the webserver is not there, ProviderError where it refuses.
+    async def launch(self, rule: str, request: RunRequest, mark: str) -> None:
+        """Launch a run, once for each mark.
 
-        A request whose answer was lost may have been carried out: before it is made again, the run is looked for by its tag.
+        A request whose answer was lost may have been carried out: the run is looked for by its tag first.
+
+        Args:
+            rule: Which rule asks.
+            request: What for.
+            mark: The request's own.
+
+        Raises:
+            OSError: The webserver is not there.
+            ProviderError: It refuses.
         """
-        request: RunRequest = parcel.what
-        if parcel.mark in self._asked and (found := await self._find(parcel.mark)):
+        if found := await self._find(mark):
             self.launched.append(found)
             return
-        self._asked.append(parcel.mark)
-        tags = {"notebooked/edge-rule": parcel.rule, **request.tags, TAG: parcel.mark}
+        tags = {"notebooked/edge-rule": rule, **request.tags, TAG: mark}
         params = {
             "selector": {**self._selector, "jobName": request.job},
             "runConfigData": request.config,

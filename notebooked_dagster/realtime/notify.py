@@ -7,8 +7,16 @@ import os
 import socket
 
 
-def notify(*lines: str) -> bool:
-    """Send ``READY=1``, ``WATCHDOG=1``, ``STATUS=…``. Returns whether anybody listens."""
+def notify(*lines: str, wait: float = 0.0) -> bool:
+    """Send ``READY=1``, ``WATCHDOG=1``, ``STATUS=…``.
+
+    Args:
+        lines: What to say.
+        wait: Seconds to wait while the listener's queue is full; the event loop must not wait for a sign of life.
+
+    Returns:
+        Whether anybody listens.
+    """
     where = os.environ.get("NOTIFY_SOCKET")
     if not where:
         return False
@@ -18,6 +26,7 @@ def notify(*lines: str) -> bool:
         contextlib.suppress(OSError),
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as box,
     ):
+        box.settimeout(wait)
         box.sendto("\n".join(lines).encode(), address)
         return True
     return False

@@ -7,7 +7,7 @@ import logging
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
@@ -35,6 +35,18 @@ class Parcel:
     event: Event
     what: Any
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+
+class WayOut(Protocol):
+    """What takes parcels without delay."""
+
+    kind: str
+
+    def offer(self, parcel: Parcel) -> None:
+        """Take a parcel; count it as refused where there is no room."""
+
+    async def run(self) -> None:
+        """Deliver until cancelled."""
 
 
 class Outlet:

@@ -1,7 +1,7 @@
 """``Recorder``: what comes in by some ports becomes a take; a power cut costs at most its last second.
 
-Noting an event costs an append to a list. Twice a second a thread writes what has gathered and has it on the disk
-before the next half second is over.
+Noting an event costs an append to a list, and so do starting and ending a take: the disk is a task's business, one for each
+take. Twice a second it writes what has gathered, in a thread, and has it on the disk before the next half second is over.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from notebooked_dagster.errors import DataError
 
 from .messages import REAL_TIME, Event, Gap
 from .takes import RECORDING, Take, claim, finish, line, recover, sync_folder, take_name
@@ -23,6 +26,29 @@ log = logging.getLogger("notebooked.realtime.recorder")
 _FLUSH = 0.5
 # Where the disk takes nothing (full, failing) this much is kept in memory, some minutes of dense playing.
 _KEPT = 200_000
+
+
+@dataclass
+class _Recording:
+    """A take under way. Nothing in it is shared with the take after it, which may start before this one is on the disk.
+
+    Attributes:
+        path: Its log.
+        lines: What is not written yet.
+        bpm: The tempo that was noted last.
+        last: When the last event came.
+        stream: The log, once the disk took it.
+        lost: How many events memory could not hold since the last gap that tells of them.
+        ended: Whether nothing more comes.
+    """
+
+    path: Path
+    lines: list[bytes]
+    bpm: float
+    last: int
+    stream: BinaryIO | None = None
+    lost: int = 0
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Recorder:
@@ -34,6 +60,7 @@ class Recorder:
         ports: Whose events are recorded; those of all where empty.
         facts: What the sidecar is to say of ports and clock, asked when a take starts.
         idle: A take ends by itself after this many seconds without a message; never where None.
+        finished: What is done with each finished take, however it ended: by hand, by itself, or by a power cut.
     """
 
     def __init__(
@@ -44,167 +71,208 @@ class Recorder:
         ports: Collection[str] = (),
         facts: Callable[[], Mapping[str, Any]] = dict,
         idle: float | None = None,
+        finished: Callable[[Take], Awaitable[None]] | None = None,
     ) -> None:
         self._spool = spool
         self._device = device
         self._ports = frozenset(ports)
         self._facts = facts
         self._idle = idle
-        self._lines: list[bytes] = []
-        self._stream: BinaryIO | None = None
-        self._path: Path | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._writing = asyncio.Lock()
-        self._bpm = 0.0
-        self._last = 0
+        self._finished = finished
+        self._current: _Recording | None = None
+        self._writing: asyncio.Task[Take | None] | None = None
+        self._tasks: set[asyncio.Task[Take | None]] = set()
+        self._name = ""
         self.recorded = 0
         self.lost = 0
         self.failed = ""
         self.takes: list[str] = []
 
-    async def open(self) -> tuple[list[Take], list[Path]]:
-        """Make the spool, and finish what an earlier run could not. See ``takes.recover`` for what comes back."""
-        (self._spool / RECORDING).mkdir(parents=True, exist_ok=True)
-        takes, unreadable = await asyncio.to_thread(recover, self._spool)
+    async def open(self) -> tuple[list[Take], list[tuple[Path, str]]]:
+        """Finish what an earlier run could not. See ``takes.recover`` for what comes back."""
+        takes, problems = await asyncio.to_thread(recover, self._spool)
+        for path, reason in problems:
+            log.error("no take could be made of %s: %s", path, reason)
         for take in takes:
             log.warning("recovered the take %s: %.1f s", take.name, take.sidecar["seconds"])
-        for path in unreadable:
-            log.error("nothing of %s could be read", path)
-        self.takes += [take.name for take in takes]
-        return takes, unreadable
+            await self._hand_on(take)
+        return takes, problems
+
+    async def close(self) -> None:
+        """End the take, and wait until all there were are on the disk."""
+        self.end()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @property
     def recording(self) -> str | None:
         """The name of the take that is being recorded."""
-        return self._path.stem if self._path is not None else None
+        return self._current.path.stem if self._current is not None else None
 
-    async def start(self) -> str:
-        """Start a take; where one runs already, that is the one. Returns its name."""
-        if self._path is not None:
-            return self._path.stem
+    def start(self) -> str:
+        """Start a take at once; where one runs already, that is the one. Returns its name."""
+        if self._current is not None:
+            return self._current.path.stem
         started, at = datetime.now(UTC), time.monotonic_ns()
-        name = take_name(self._device, started)
-        path = self._spool / RECORDING / f"{name}.log"
+        if take_name(self._device, started) == self._name:
+            started += timedelta(milliseconds=1)
+        self._name = name = take_name(self._device, started)
         facts = dict(self._facts())
-        self._bpm = float(facts.get("clock", {}).get("bpm") or 120.0)
+        bpm = float(facts.get("clock", {}).get("bpm") or 120.0)
         header = {
             "take": name,
             "device": self._device,
             "started": started.isoformat(),
             "at": at,
-            "bpm": self._bpm,
+            "bpm": bpm,
             "ports": sorted(self._ports) or [port["name"] for port in facts.get("ports", ())],
             "facts": facts,
         }
-        self._stream = await asyncio.to_thread(_create, path)
-        self._path, self._last = path, at
-        self._lines = [line("take", header)]
-        self.failed = ""
-        await self.flush()
-        self._task = asyncio.create_task(self._keep_flushing(), name="recorder")
+        take = _Recording(self._spool / RECORDING / f"{name}.log", [line("take", header)], bpm, at)
+        self._current = take
+        self._writing = asyncio.create_task(self._write(take), name=f"take-{name}")
+        self._tasks.add(self._writing)
+        self._writing.add_done_callback(self._written)
         log.info("recording %s", name)
         return name
 
     def note(self, event: Event) -> None:
         """Record an event, where a take runs and the event's port belongs to it."""
-        message = event.message
-        if self._path is None or message is None or (self._ports and event.source not in self._ports):
+        message, take = event.message, self._current
+        if take is None or message is None or (self._ports and event.source not in self._ports):
             return
         # Clocks would be nearly all of a file; the tempo they mean is recorded instead.
         if message.type in REAL_TIME:
             return
-        self._last = event.at
-        self._append(line("midi", event.at, event.source, message.hex("")))
+        take.last = event.at
+        self._append(take, line("midi", event.at, event.source, message.hex("")))
         self.recorded += 1
 
     def tempo(self, bpm: float) -> None:
         """Record a change of tempo; one too small to hear is none."""
-        if self._path is not None and abs(bpm - self._bpm) > 0.05:
-            self._bpm = bpm
-            self._append(line("tempo", time.monotonic_ns(), round(bpm, 3)))
+        take = self._current
+        if take is not None and abs(bpm - take.bpm) > 0.05:
+            take.bpm = bpm
+            self._append(take, line("tempo", time.monotonic_ns(), round(bpm, 3)))
 
     def gap(self, gap: Gap) -> None:
         """Record that something was lost."""
-        if self._path is not None and (not self._ports or gap.source in self._ports):
-            self._append(line("gap", gap.at, gap.source, gap.reason, gap.count))
+        if self._current is not None and (not self._ports or gap.source in self._ports):
+            self._append(self._current, line("gap", gap.at, gap.source, gap.reason, gap.count))
+
+    def end(self) -> None:
+        """End the take at once; it becomes files by itself, and the next may start."""
+        take, self._current = self._current, None
+        if take is not None:
+            # However full memory is: without these two the take would look whole, or cut off.
+            take.lines += [*self._told_lost(take), line("end", time.monotonic_ns())]
+            take.ended.set()
 
     async def stop(self) -> Take | None:
-        """End the take. Where the disk is full it stays a log, and becomes a take at the next start."""
-        if self._path is None:
+        """End the take, and wait for its files. Where the disk is full it stays a log, and becomes a take at the next start."""
+        if self._current is None:
             return None
-        path, stream = self._path, self._stream
-        assert stream is not None
-        self._append(line("end", time.monotonic_ns()))
-        self._path = None
-        if self._task is not None and self._task is not asyncio.current_task():
-            self._task.cancel()
-        self._task = None
-        await self.flush()
+        writing = self._writing
+        self.end()
+        assert writing is not None
+        return await writing
+
+    async def _write(self, take: _Recording) -> Take | None:
+        """All that touches the disk for one take, one after another, from the log's creation to the finished files."""
+        while not take.ended.is_set():
+            await self._flush(take)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(take.ended.wait(), _FLUSH)
+            idle = self._idle is not None and time.monotonic_ns() - take.last > self._idle * 1e9
+            if idle and not take.ended.is_set():
+                self.end()
         try:
-            if self.failed:
+            await self._flush(take)
+            if take.lines:
                 # What is in memory only would be missing from the take for ever.
                 raise OSError(self.failed)
-            take = await asyncio.to_thread(finish, self._spool, path)
-        except OSError as error:
-            self.lost, self._lines = self.lost + len(self._lines), []
-            self._fail(error)
+            finished = await asyncio.to_thread(finish, self._spool, take.path)
+        except (OSError, DataError) as error:
+            self.lost += sum(b'["midi"' in text for text in take.lines)
+            self.failed = _reason(error)
+            log.error(
+                "%s was not finished: %s; its log becomes a take at the next start",
+                take.path.stem,
+                self.failed,
+            )
             return None
         finally:
-            with contextlib.suppress(OSError):
-                stream.close()
-            self._stream = None
-        self.takes.append(take.name)
-        log.info(
-            "recorded %s: %d messages, %.1f s", take.name, take.sidecar["messages"], take.sidecar["seconds"]
-        )
-        return take
+            if take.stream is not None:
+                with contextlib.suppress(OSError):
+                    take.stream.close()
+        told = finished.sidecar
+        log.info("recorded %s: %d messages, %.1f s", finished.name, told["messages"], told["seconds"])
+        await self._hand_on(finished)
+        return finished
 
-    async def flush(self) -> None:
-        """Have on the disk what was noted so far. A disk that takes nothing is told of, and tried again."""
-        async with self._writing:
-            lines, self._lines = self._lines, []
-            if self._stream is None or not lines:
-                return
+    def _written(self, task: asyncio.Task[Take | None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("%s ended by itself", task.get_name(), exc_info=error)
+
+    async def _hand_on(self, take: Take) -> None:
+        if self._finished is not None:
             try:
-                await asyncio.to_thread(_write, self._stream, b"".join(lines))
+                await self._finished(take)
             except OSError as error:
-                self._lines = lines + self._lines
-                self._fail(error)
-            else:
-                self.failed = ""
+                log.warning("the take %s is finished, and could not be handed on: %s", take.name, error)
+        self.takes.append(take.name)
 
-    def _append(self, text: bytes) -> None:
-        if len(self._lines) >= _KEPT:
+    async def _flush(self, take: _Recording) -> None:
+        """Have on the disk what was noted so far. A disk that takes nothing is told of, and tried again."""
+        if len(take.lines) < _KEPT:
+            take.lines += self._told_lost(take)
+        if not take.lines:
+            return
+        count = len(take.lines)
+        try:
+            if take.stream is None:
+                take.stream = await asyncio.to_thread(_create, take.path)
+            await asyncio.to_thread(_append, take.stream, b"".join(take.lines[:count]))
+        except OSError as error:
+            if not self.failed:
+                log.error("the take cannot be written: %s; kept in memory and tried again", error)
+            self.failed = _reason(error)
+        else:
+            del take.lines[:count]
+            self.failed = ""
+
+    @staticmethod
+    def _told_lost(take: _Recording) -> list[bytes]:
+        lost, take.lost = take.lost, 0
+        return [line("gap", time.monotonic_ns(), "", "disk full", lost)] if lost else []
+
+    def _append(self, take: _Recording, text: bytes) -> None:
+        if len(take.lines) >= _KEPT:
+            take.lost += 1
             self.lost += 1
             return
-        self._lines.append(text)
+        take.lines.append(text)
 
-    def _fail(self, error: OSError) -> None:
-        if not self.failed:
-            log.error("the take cannot be written: %s; kept in memory and tried again", error)
-        self.failed = error.strerror or str(error)
 
-    async def _keep_flushing(self) -> None:
-        while True:
-            await asyncio.sleep(_FLUSH)
-            if self.lost and len(self._lines) < _KEPT:
-                lost, self.lost = self.lost, 0
-                self._append(line("gap", time.monotonic_ns(), "", "disk full", lost))
-            await self.flush()
-            if self._idle is not None and time.monotonic_ns() - self._last > self._idle * 1e9:
-                await self.stop()
-                return
+def _reason(error: OSError | DataError) -> str:
+    return error.message if isinstance(error, DataError) else error.strerror or str(error)
 
 
 def _create(path: Path) -> BinaryIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
     stream = path.open("xb", buffering=0)
-    # While this is held, no recovery takes the log for one that a power cut left.
-    claim(stream)
-    sync_folder(path.parent)
+    try:
+        # While this is held, no recovery takes the log for one that a power cut left.
+        claim(stream)
+        sync_folder(path.parent)
+    except OSError:
+        stream.close()
+        path.unlink(missing_ok=True)
+        raise
     return stream
 
 
-def _write(stream: BinaryIO, data: bytes) -> None:
+def _append(stream: BinaryIO, data: bytes) -> None:
     start = stream.tell()
     try:
         view = memoryview(data)

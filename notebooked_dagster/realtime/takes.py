@@ -12,6 +12,7 @@ line was never promised.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import io
@@ -178,25 +179,38 @@ def finish(spool: Path, log_path: Path) -> Take:
     return read_take(target)
 
 
-def recover(spool: Path) -> tuple[list[Take], list[Path]]:
+def recover(spool: Path) -> tuple[list[Take], list[tuple[Path, str]]]:
     """Finish what a power cut interrupted. A log that somebody is writing is left alone.
 
     Returns:
-        The takes, and the logs of which nothing could be read (renamed to ``*.unreadable``).
+        The takes; and which logs did not become one, and why. One of which nothing could be read is renamed to
+        ``*.unreadable``, one that the disk did not let become a take is left for the next start.
     """
-    takes, unreadable = [], []
+    takes: list[Take] = []
+    problems: list[tuple[Path, str]] = []
     for path in sorted((spool / RECORDING).glob("*.log")):
-        with path.open("rb") as stream:
-            if not claim(stream):
-                continue
-            try:
-                takes.append(finish(spool, path))
-            except DataError:
-                if path.stat().st_size == 0:
-                    path.unlink()  # the cut came before the first line: there was no take
-                else:
-                    unreadable.append(path.rename(path.with_suffix(".unreadable")))
-    return takes, unreadable
+        try:
+            take = _recovered(spool, path)
+        except DataError as error:
+            with contextlib.suppress(OSError):
+                path = path.rename(path.with_suffix(".unreadable"))
+            problems.append((path, error.message))
+        except OSError as error:
+            problems.append((path, error.strerror or str(error)))
+        else:
+            takes += [take] if take is not None else []
+    return takes, problems
+
+
+def _recovered(spool: Path, path: Path) -> Take | None:
+    """The take of a log; None where somebody writes it, or a cut came before its first line."""
+    with path.open("rb") as stream:
+        if not claim(stream):
+            return None
+        if path.stat().st_size == 0:
+            path.unlink()
+            return None
+        return finish(spool, path)
 
 
 def claim(stream: BinaryIO) -> bool:

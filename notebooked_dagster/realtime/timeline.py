@@ -52,6 +52,10 @@ class Timeline:
         steps = (tick - self._tick) * self._period
         return self._at + steps.numerator // steps.denominator
 
+    def nearest(self, at: int) -> int:
+        """The tick whose deadline is nearest to a time."""
+        return self._tick + round((at - self._at) / self._period)
+
     def change(self, tick: int, bpm: float) -> None:
         """From this tick on, another tempo; the tick itself is due when it was."""
         self._at, self._tick = self.due(tick), tick
@@ -85,14 +89,16 @@ class Engine:
 
     Attributes:
         timeline: When ticks are due.
-        tick: The next tick; counted from the start of the song while it runs.
+        tick: The next tick; counted from the start of the song while it runs, from anywhere while it does not.
         running: Whether the song runs.
+        stopped: The tick of the song at which it stands while it does not run.
         skipped: Ticks never sent because the machine slept.
     """
 
     timeline: Timeline
     tick: int = 0
     running: bool = False
+    stopped: int = 0
     skipped: int = 0
 
     @classmethod
@@ -108,7 +114,12 @@ class Engine:
     @property
     def sixteenths(self) -> int:
         """Song position."""
-        return self.tick // PER_SIXTEENTH
+        return self.position // PER_SIXTEENTH
+
+    @property
+    def position(self) -> int:
+        """The song's next tick. Clocks that pass while it is stopped are none of the song's."""
+        return self.tick if self.running else self.stopped
 
     def fire(self, now: int) -> bytes:
         """The clock that is due; the next deadline is one on. Empty where the machine slept: that is caught up with."""
@@ -125,31 +136,32 @@ class Engine:
 
     def start(self) -> bytes:
         """Play from the beginning: the next clock is the first of the song."""
-        self.timeline.move(0, self.due)
-        self.tick, self.running = 0, True
+        self._go(0)
         return START
 
     def stop(self) -> bytes:
         """Halt; the position is kept, at the sixteenth it can be said in."""
-        self.running = False
+        self.stopped, self.running = self.position, False
         return STOP
 
     def resume(self) -> bytes:
         """Play from where it was stopped or located."""
-        whole = self.sixteenths * PER_SIXTEENTH
-        self.timeline.move(whole, self.due)
-        self.tick, self.running = whole, True
+        self._go(self.sixteenths * PER_SIXTEENTH)
         return position_bytes(self.sixteenths) + CONTINUE
 
     def locate(self, sixteenths: int) -> bytes:
         """Go somewhere. A running transport is stopped for it, as devices take no song position while they play."""
-        was_running = self.running
         wanted = max(0, min(_MAX_POSITION, sixteenths))
-        self.timeline.move(wanted * PER_SIXTEENTH, self.due)
-        self.tick = wanted * PER_SIXTEENTH
-        if was_running:
+        if self.running:
+            self._go(wanted * PER_SIXTEENTH)
             return STOP + position_bytes(wanted) + CONTINUE
+        self.stopped = wanted * PER_SIXTEENTH
         return position_bytes(wanted)
+
+    def _go(self, tick: int) -> None:
+        """The next clock, due when it was, is this one of the song."""
+        self.timeline.move(tick, self.due)
+        self.tick, self.running = tick, True
 
     def tempo(self, bpm: float) -> bytes:
         """Another tempo from the next clock on; nothing is sent for it."""
@@ -158,5 +170,9 @@ class Engine:
 
     def lock(self, found: Lock) -> bytes:
         """Put the ticks where the followed clock has them."""
+        due = self.due
         self.timeline.move(found.tick, found.at, min(MAX_BPM, max(MIN_BPM, found.bpm)))
+        if not self.running:
+            # The clocks of a stopped song have no numbers that both could know; only when they are due is to agree.
+            self.tick = self.timeline.nearest(due)
         return b""

@@ -8,9 +8,7 @@ import httpx
 import pytest
 
 from notebooked_dagster.errors import ProviderError
-from notebooked_dagster.realtime.messages import Event
 from notebooked_dagster.realtime.network import Dagster
-from notebooked_dagster.realtime.outlets import Parcel
 from notebooked_dagster.realtime.rules import RunRequest
 
 pytestmark = pytest.mark.slow
@@ -20,14 +18,12 @@ TAGS = "query Tags($id: ID!) { runOrError(runId: $id) { ... on Run { jobName tag
 def test_a_run_is_launched_found_again_and_refused(webserver: str) -> None:
     async def ask() -> tuple[str, str]:
         dagster = Dagster(webserver, "notebooked_dagster")
-        parcel = Parcel(
-            "door", Event("door", 0, value=1.0), RunRequest(job="wine_untagged_job", tags={"from": "pi"})
-        )
-        await dagster.deliver(parcel)
-        # As after a lost answer: the same parcel again is the same run.
-        await dagster.deliver(parcel)
+        request = RunRequest(job="wine_untagged_job", tags={"from": "pi"})
+        await dagster.launch("door", request, "mark-1")
+        # As after a lost answer: the same mark again is the same run.
+        await dagster.launch("door", request, "mark-1")
         with pytest.raises(ProviderError, match="no_such_job"):
-            await dagster.deliver(Parcel("door", parcel.event, RunRequest(job="no_such_job")))
+            await dagster.launch("door", RunRequest(job="no_such_job"), "mark-2")
         await dagster.close()
         first, second = dagster.launched
         return first, second

@@ -38,10 +38,10 @@ class Exchange:
 
     async def run(self) -> None:
         """Look, again and again."""
-        for name in ("in", "out", "done", "refused"):
-            (self._folder / name).mkdir(parents=True, exist_ok=True)
         while True:
             try:
+                for name in ("in", "out", "done", "refused"):
+                    (self._folder / name).mkdir(parents=True, exist_ok=True)
                 for path in await asyncio.to_thread(self._ready):
                     await self._take(path)
             except OSError as error:

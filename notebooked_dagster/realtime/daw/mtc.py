@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import mido
+
+from notebooked_dagster.realtime.clock_process import ClockStatus
+from notebooked_dagster.realtime.timeline import PPQN
 
 #: Frames a second -> code. 29.97 is drop frame: numbers 0 and 1 are left out in each minute but every tenth.
 RATES: dict[float, int] = {24: 0, 25: 1, 29.97: 2, 30: 3}
@@ -102,6 +110,42 @@ def stream(start: Timecode) -> Iterator[mido.Message]:
     while True:
         yield from quarter_frames(Timecode.of_count(count, start.rate))
         count += 2
+
+
+class Transport(Protocol):
+    """What is followed: ``Clock``."""
+
+    moved: asyncio.Event
+
+    @property
+    def status(self) -> ClockStatus | None:
+        """Where the song is."""
+
+
+async def follow(transport: Transport, rate: float, send: Callable[[mido.Message], Awaitable[None]]) -> None:
+    """Quarter frames while the transport runs, at absolute deadlines; a full frame wherever it is moved. For ever."""
+    moved = transport.moved
+    zero, sent = 0.0, 0
+    while True:
+        status = transport.status
+        if status is not None and moved.is_set():
+            moved.clear()
+            start = status.position * 60 / (PPQN * status.bpm)
+            await send(full_frame(Timecode.of_time(start, rate)))
+            # Eight quarter frames say one position, and begin with a frame that is even.
+            zero, sent = status.due / 1e9 - start, math.ceil(start * rate / 2) * 8
+            continue
+        if status is None or not status.running:
+            await moved.wait()
+            continue
+        wait = zero + sent / (4 * rate) - time.monotonic()
+        if wait > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(moved.wait(), wait)
+                continue
+        count, index = divmod(sent, 8)
+        await send(quarter_frames(Timecode.of_count(count * 2, rate))[index])
+        sent += 1
 
 
 class Reader:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import mido
 
 from notebooked_dagster.errors import PortError
+from notebooked_dagster.realtime.addresses import Address, Addresses
 from notebooked_dagster.realtime.messages import Event, Inbox, decoded
 
 from .applemidi import Assembler, Clock, Command, Feedback, PacketError, missing, packed, parse, segments
@@ -22,7 +23,6 @@ from .applemidi import Midi as MidiPacket
 from .base import Port, PortState
 
 log = logging.getLogger("notebooked.realtime.rtp")
-Address = tuple[str, int]
 _INVITE_EVERY = 1.0
 _SYNC_EVERY = 10.0
 # Apple's implementation gives up after a minute without a sync; half of it is enough to notice a dead initiator.
@@ -82,7 +82,7 @@ class RtpPort(Port):
         self._data: asyncio.DatagramTransport | None = None
         self._task: asyncio.Task[None] | None = None
         self._token = secrets.randbits(32)
-        self._accepted: Command | None = None
+        self._addresses = Addresses()
 
     async def open(self, inbox: Inbox) -> None:
         """Bind both ports, and start to invite or to wait."""
@@ -115,6 +115,7 @@ class RtpPort(Port):
         """Say goodbye."""
         if self._task is not None:
             self._task.cancel()
+        self._addresses.close()
         for peer in self.peers.values():
             if self._control is not None:
                 self._control.sendto(Command("BY", peer.token, self._ssrc).to_bytes(), peer.control)
@@ -145,8 +146,9 @@ class RtpPort(Port):
                 elif peer.last is not None and self._control is not None:
                     self._control.sendto(Feedback(self._ssrc, peer.last).to_bytes(), peer.control)
             if self._invite and not self.peers and self._control is not None:
-                invitation = Command("IN", self._token, self._ssrc, self.name)
-                self._control.sendto(invitation.to_bytes(), self.address)
+                if (number := self._addresses.get(self.address)) is not None:
+                    invitation = Command("IN", self._token, self._ssrc, self.name)
+                    self._control.sendto(invitation.to_bytes(), number)
             elif self._invite and now - synced > _SYNC_EVERY:
                 synced = now
                 self._sync()

@@ -22,6 +22,8 @@ def test_the_unit_is_right_and_leaves_little_open(tmp_path: Path) -> None:
         pytest.skip("no systemd-analyze on the path")
     # It judges the command as well, so it gets one that is there.
     text = UNIT.read_text().replace("/opt/notebooked/bin/notebooked", sys.executable)
+    # gpiozero's lgpio factory reads both to know which Pi it is on; without it no pin opens.
+    assert not re.search(r"^ProcSubset=pid|InaccessiblePaths=.*/proc", text, re.M)
     unit = tmp_path / UNIT.name
     unit.write_text(text)
     judged = subprocess.run(

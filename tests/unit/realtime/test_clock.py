@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import signal
 import socket
+import threading
 import time
 
 import mido
 import pytest
 
 from notebooked_dagster.errors import ConfigError
+from notebooked_dagster.realtime import clock_process
 from notebooked_dagster.realtime.clock import Clock
-from notebooked_dagster.realtime.clock_process import Target
+from notebooked_dagster.realtime.clock_process import ClockStatus, Target
 from notebooked_dagster.realtime.messages import Event
 from tests.unit.realtime.kit import eventually
 
@@ -106,3 +109,29 @@ async def test_a_clock_that_is_killed_is_seen_and_closing_goes_on() -> None:
     await eventually(lambda: not clock.alive)
     clock.start()
     assert await clock.close() == []
+
+
+def test_the_process_tells_of_the_transport_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Never twice a second, so that what is told is told because of the command.
+    monkeypatch.setattr(clock_process, "_STATUS_EVERY", 1 << 62)
+    monkeypatch.setattr(clock_process, "prefer", lambda priority: "other")
+    monkeypatch.setattr(clock_process.gc, "disable", lambda: None)
+    ours, theirs = multiprocessing.Pipe()
+    out, stream = multiprocessing.Pipe(duplex=False)
+    thread = threading.Thread(target=clock_process.run, args=(theirs, stream, [], 120.0, 1))
+    thread.start()
+    told: list[ClockStatus] = []
+    for command in (("start", None), ("tempo", 90.0), ("stop", None), ("locate", 32), ("resume", None)):
+        ours.send(command)
+        if command[0] != "tempo":
+            assert ours.poll(30)
+            told.append(ours.recv())
+    now = time.monotonic_ns()
+    ours.send(("quit", None))
+    thread.join(30)
+    assert [status.running for status in told] == [True, False, False, True]
+    assert [status.moves for status in told] == [1, 2, 3, 4]
+    assert (told[0].position, told[2].position, told[3].position) == (0, 192, 192)
+    assert abs(told[3].due - now) < 60_000_000_000 / 24 / 90 + 5_000_000_000
+    for end in (ours, theirs, out, stream):
+        end.close()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from notebooked_dagster.errors import PortError
+from notebooked_dagster.realtime.clock_process import ClockStatus
 from notebooked_dagster.realtime.daw import exchange as exchange_module
 from notebooked_dagster.realtime.daw import mackie, mmc, mtc
 from notebooked_dagster.realtime.daw.exchange import Exchange
@@ -210,3 +212,48 @@ async def test_files_of_the_exchange_folder_are_taken_once_when_they_are_whole(
     shutil.copy(whole, folder / "take.mid")
     told: dict[str, Any] = {}
     assert exchange.export(Take(folder, told)).read_bytes() == data
+
+
+def a_status(position: int, *, moves: int, running: bool = True) -> ClockStatus:
+    now = time.monotonic_ns()
+    return ClockStatus(120.0, running, position // 6, position, now, moves, 0, 0, (0.0, 0.0, 0.0), "other", 0)
+
+
+class Moved:
+    """A transport as the clock's process would tell of it."""
+
+    def __init__(self) -> None:
+        self.moved = asyncio.Event()
+        self.status: ClockStatus | None = None
+
+    def move(self, position: int, *, running: bool = True) -> None:
+        self.status = a_status(position, moves=1, running=running)
+        self.moved.set()
+
+
+async def test_time_code_is_where_the_transport_is_at_once_wherever_it_is_put() -> None:
+    transport, reader = Moved(), Reader()
+    heard: list[tuple[float, mido.Message]] = []
+
+    async def send(message: mido.Message) -> None:
+        heard.append((time.monotonic(), message))
+
+    task = asyncio.create_task(mtc.follow(transport, 25, send))
+    # Two quarter notes at 120 are a second; then far away while it runs; then it stands there.
+    for quarters, running in ((2, True), (200, True), (20, False)):
+        heard.clear()
+        transport.move(quarters * 24, running=running)
+        status = transport.status
+        assert status is not None
+        await eventually(lambda: heard)
+        assert reader.feed(heard[0][1]) == Timecode.of_time(quarters / 2, 25)
+        if not running:
+            break
+        await eventually(lambda: len(heard) > 17)
+        for at, message in heard[1:]:
+            if (found := reader.feed(message)) is not None:
+                # Two frames on from what was said, and never ahead of the song.
+                assert found.time - 2 / 25 <= quarters / 2 + at - status.due / 1e9
+                assert found.time >= quarters / 2
+    assert len(heard) == 1
+    task.cancel()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from notebooked_dagster.config import load_file
 from notebooked_dagster.config.experiment import Strict
-from notebooked_dagster.errors import ConfigError, ProviderError
+from notebooked_dagster.errors import ConfigError, PortError, ProviderError
 from notebooked_dagster.realtime import outlets as outlets_module
 from notebooked_dagster.realtime.dispatcher import Dispatcher
 from notebooked_dagster.realtime.gpio import Pins, SensorConfig, SensorLoop, pin_factory
@@ -324,7 +325,15 @@ async def test_mqtt_publishes_and_says_when_there_is_no_broker() -> None:
         await client.deliver(Parcel("r", event, MqttMessage(topic="t")))
 
 
-async def test_osc_carries_the_numbers() -> None:
+def _sent(osc: Osc, peer: tuple[str, int]) -> bool:
+    try:
+        osc.send_raw(peer, "/later", [])
+    except PortError:
+        return False
+    return True
+
+
+async def test_osc_carries_the_numbers_and_waits_for_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
     from pythonosc.osc_message import OscMessage as Parsed
 
     arrived: asyncio.Queue[bytes] = asyncio.Queue()
@@ -338,9 +347,28 @@ async def test_osc_carries_the_numbers() -> None:
     osc = Osc()
     osc.send(Parcel("r", Event("pads", 0, NOTE), OscMessage(to=to, address="/{source}/{note}")))
     osc.send(Parcel("r", Event("door", 0, value=1.0), OscMessage(to=to, address="/door")))
-    first, second = [Parsed(await asyncio.wait_for(arrived.get(), 2)) for _ in range(2)]
+    first, second = [Parsed(await asyncio.wait_for(arrived.get(), 20)) for _ in range(2)]
     assert (first.address, first.params) == ("/pads/40", [40, 64])
     assert (second.address, second.params) == ("/door", [1.0])
+    # A name server that takes its time holds up nobody; what comes before its answer is refused, and counted by who asked.
+    answered = asyncio.Event()
+    asked: list[str] = []
+
+    async def slow(host: str, port: Any, **_: Any) -> list[Any]:
+        asked.append(host)
+        await answered.wait()
+        return [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", ("127.0.0.1", 0))]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", slow)
+    named = ("desk.example", transport.get_extra_info("sockname")[1])
+    osc.prepare(named)
+    for _ in range(2):
+        with pytest.raises(PortError, match="not known yet"):
+            osc.send_raw(named, "/early", [])
+    answered.set()
+    await eventually(lambda: _sent(osc, named))
+    assert Parsed(await asyncio.wait_for(arrived.get(), 20)).address == "/later"
+    assert asked == ["desk.example"]
     await osc.close()
     transport.close()
 
@@ -359,31 +387,33 @@ def webserver(answers: list[Any]) -> tuple[httpx.MockTransport, list[dict[str, A
 
 
 LAUNCHED = {"launchRun": {"__typename": "LaunchRunSuccess", "run": {"runId": "abc"}}}
-PARCEL = Parcel("door", Event("door", 0, value=1.0), RunRequest(job="door_job", tags={"a": "b"}))
+NOT_FOUND: dict[str, Any] = {"runsOrError": {"results": []}}
+REQUEST = RunRequest(job="door_job", tags={"a": "b"})
 
 
 async def test_dagster_is_asked_once_even_where_the_answer_is_lost() -> None:
     transport, asked = webserver(
         [
+            NOT_FOUND,
             httpx.ReadTimeout("lost"),
             {"runsOrError": {"results": [{"runId": "abc"}]}},
+            NOT_FOUND,
             httpx.Response(502),
-            {"runsOrError": {"results": []}},
+            NOT_FOUND,
             LAUNCHED,
         ]
     )
     dagster = Dagster("http://dagster:3000/", "notebooked_dagster", transport=transport)
     with pytest.raises(OSError, match="ReadTimeout"):
-        await dagster.deliver(PARCEL)
-    await dagster.deliver(PARCEL)
+        await dagster.launch("door", REQUEST, "mark")
+    await dagster.launch("door", REQUEST, "mark")
     assert list(dagster.launched) == ["abc"]
-    assert "runsOrError" in asked[1]["query"]
-    tags = {tag["key"]: tag["value"] for tag in asked[0]["variables"]["params"]["executionMetadata"]["tags"]}
-    assert tags == {"notebooked/edge-rule": "door", "a": "b", TAG: asked[1]["variables"]["tag"]}
-    other = Parcel(PARCEL.rule, PARCEL.event, PARCEL.what)
+    assert "runsOrError" in asked[2]["query"]
+    tags = {tag["key"]: tag["value"] for tag in asked[1]["variables"]["params"]["executionMetadata"]["tags"]}
+    assert tags == {"notebooked/edge-rule": "door", "a": "b", TAG: "mark"}
     with pytest.raises(OSError, match="502"):
-        await dagster.deliver(other)
-    await dagster.deliver(other)
+        await dagster.launch("door", REQUEST, "other")
+    await dagster.launch("door", REQUEST, "other")
     await dagster.close()
     assert len(dagster.launched) == 2
 
@@ -391,7 +421,9 @@ async def test_dagster_is_asked_once_even_where_the_answer_is_lost() -> None:
 async def test_what_dagster_refuses_is_not_asked_again() -> None:
     transport, _ = webserver(
         [
+            NOT_FOUND,
             {"launchRun": {"__typename": "PipelineNotFoundError", "message": "no such job"}},
+            NOT_FOUND,
             {
                 "launchRun": {
                     "__typename": "RunConfigValidationInvalid",
@@ -405,7 +437,7 @@ async def test_what_dagster_refuses_is_not_asked_again() -> None:
     dagster = Dagster("http://dagster:3000", "here", transport=transport)
     for told in ("no such job", "bad config", "401", "syntax"):
         with pytest.raises(ProviderError, match=told):
-            await dagster.deliver(Parcel(PARCEL.rule, PARCEL.event, PARCEL.what))
+            await dagster.launch("door", REQUEST, told)
 
 
 async def test_a_sensor_is_debounced_and_counted() -> None:

@@ -182,3 +182,42 @@ def test_nothing_that_arrives_breaks_it(steps: list[int]) -> None:
     assert follower.lost(at + 10**14)
     follower.forget()
     assert not follower.locked
+
+
+def test_a_song_that_stands_still_stays_where_it_is_however_long_clocks_go_on() -> None:
+    engine, follower = Engine.at(0, 120), Follower()
+    engine.start()
+    follower.start()
+    for _ in range(48):
+        engine.fire(engine.due)
+        follower.tick(engine.due)
+    for stopped in (engine, follower):
+        stopped.stop()
+    for _ in range(1000):
+        engine.fire(engine.due)
+        follower.tick(engine.due)
+    assert engine.sixteenths == 8
+    due = engine.due
+    assert engine.resume() == position_bytes(8) + CONTINUE
+    follower.resume()
+    assert (engine.tick, engine.due, follower.ticks) == (48, due, 48)
+    engine.stop()
+    assert engine.locate(100) == position_bytes(100)
+    follower.stop()
+    follower.locate(100)
+    for _ in range(77):
+        engine.fire(engine.due)
+        follower.tick(engine.due)
+    assert engine.resume() == position_bytes(100) + CONTINUE
+    follower.resume()
+    assert engine.tick == follower.ticks == 600
+
+
+def test_a_stopped_song_s_clocks_are_locked_whatever_their_numbers() -> None:
+    engine = Engine.at(0, 120)
+    for _ in range(500):
+        engine.fire(engine.due)
+    period = 60_000_000_000 // (24 * 120)
+    later = engine.due + period // 4
+    engine.lock(Lock(3, later, 120))
+    assert abs(engine.due - later) < 2
