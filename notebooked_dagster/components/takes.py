@@ -7,7 +7,10 @@ from typing import Any
 
 import dagster as dg
 
+from notebooked_dagster.errors import NotebookedError
 from notebooked_dagster.resources import Workplace
+
+_DEVICE_SPOOL = "/var/lib/notebooked/takes"
 
 
 class Takes(dg.Component, dg.Model, dg.Resolvable):
@@ -18,15 +21,20 @@ class Takes(dg.Component, dg.Model, dg.Resolvable):
         type: notebooked_dagster.Takes
         attributes:
           spool: takes
+          device: studio-1
 
     Attributes:
         spool: The folder that takes are fetched into, relative to the project's folder.
+        device: The device of ``edge.yaml`` whose takes are fetched; where None, somebody else puts them into the folder.
+        device_spool: Its spool folder there: ``record.spool`` of its ``device.yaml``.
         asset: The asset's name; the partitions are called ``notebooked_<asset>``.
         interval: Seconds between two looks.
         running: Whether the sensor is on without anybody switching it on in the UI.
     """
 
     spool: str = "takes"
+    device: str | None = None
+    device_spool: str = _DEVICE_SPOOL
     asset: str = "takes"
     interval: int = 30
     running: bool = True
@@ -35,12 +43,21 @@ class Takes(dg.Component, dg.Model, dg.Resolvable):
         """The asset and the sensor."""
         place = Workplace.here()
         return takes_definitions(
-            place.root / self.spool, place.state, self.asset, self.interval, self.running
-        )
+            place.root / self.spool, place.state, self.asset, self.interval, self.running,
+            device=self.device, device_spool=self.device_spool, root=place.root,
+        )  # fmt: skip
 
 
 def takes_definitions(
-    spool: Path, state: Path, name: str = "takes", interval: int = 30, running: bool = True
+    spool: Path,
+    state: Path,
+    name: str = "takes",
+    interval: int = 30,
+    running: bool = True,
+    *,
+    device: str | None = None,
+    device_spool: str = _DEVICE_SPOOL,
+    root: Path | None = None,
 ) -> dg.Definitions:
     """The asset ``name`` and the sensor that fills it. What reads MIDI is imported only when it is read."""
     partitions = dg.DynamicPartitionsDefinition(name=f"notebooked_{name}")
@@ -78,6 +95,10 @@ def takes_definitions(
     def evaluate(context: dg.SensorEvaluationContext) -> Any:
         from notebooked_dagster.realtime.arrivals import look
 
+        if device is not None:
+            # What came before the link went is looked at all the same.
+            for problem in _fetched(device, device_spool, spool, state, root or spool.parent):
+                context.log.warning("%s", problem)
         known = context.instance.get_dynamic_partitions(str(partitions.name))
         found = look(spool, memory, known)
         for folder, reason in found.broken:
@@ -106,3 +127,18 @@ def takes_definitions(
         description="Looks for takes that edge devices delivered; each becomes a partition, once. A broken one is told once.",
     )
     return dg.Definitions(assets=[takes], sensors=[sensor])
+
+
+def _fetched(device: str, source: str, spool: Path, state: Path, root: Path) -> tuple[str, ...]:
+    """Bring what the device has finished; what was wrong, where anything was."""
+    from notebooked_dagster.edge.choice import DEVICE, choose
+    from notebooked_dagster.edge.devices import FILE, load_fleet
+    from notebooked_dagster.edge.ssh import Link
+    from notebooked_dagster.edge.takes import fetch
+
+    try:
+        declared = choose(load_fleet(root / FILE), {DEVICE: device}, {})
+        assert declared is not None
+        return fetch(Link(declared, state / "edge"), source, spool).problems
+    except (NotebookedError, OSError) as error:
+        return (str(error),)

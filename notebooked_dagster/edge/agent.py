@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from . import spool
 from .journal import NAME, Journal, clock, decode
 
 ROOT = Path.cwd().parents[1] if len(Path.cwd().parents) > 1 else Path.cwd()
@@ -567,6 +568,7 @@ _COMMANDS: dict[str, Callable[[dict[str, Any]], tuple[dict[str, Any], bytes]]] =
     "deliver": _deliver,
     "activate": _activate,
     "environment": _environment,
+    **spool.COMMANDS,
 }
 
 
