@@ -1,4 +1,4 @@
-"""Where runs are executed: beside the code location, or in a container for each, as one environment variable says.
+"""Where runs are executed: beside the code location, in a container for each, or on devices, as one environment variable says.
 
 ::
 
@@ -34,13 +34,14 @@ _LAUNCHERS: Mapping[str, tuple[str, str, str]] = {
     "kubernetes": ("dagster_k8s", "K8sRunLauncher", "kubernetes"),
     "ecs": ("dagster_aws.ecs", "EcsRunLauncher", "aws"),
     "docker": ("dagster_docker", "DockerRunLauncher", "docker"),
+    "pi": ("notebooked_dagster.edge.launcher", "PiRunLauncher", "edge"),
 }
 
 
 class ProjectRunLauncher(RunLauncher, ConfigurableClass):
     """Chooses the launcher; never an object itself, so that nothing of what the chosen one can do is lost on the way.
 
-    Config: ``kubernetes``, ``ecs`` and ``docker``, each with what that launcher of Dagster's takes; only the chosen one's is read.
+    Config: ``kubernetes``, ``ecs``, ``docker`` and ``pi``, each with what that launcher takes; only the chosen one's is read.
     """
 
     @classmethod

@@ -13,6 +13,7 @@ from dagster._core.launcher import DefaultRunLauncher
 from dagster._core.launcher.base import LaunchRunContext
 from dagster._serdes import ConfigurableClassData
 
+from notebooked_dagster.edge.launcher import PiRunLauncher
 from notebooked_dagster.errors import ConfigError, MissingPackageError
 from notebooked_dagster.resources.launcher import VARIABLE, ProjectRunLauncher
 from tests.end_to_end.dagster_kit import SmallProject
@@ -92,6 +93,17 @@ def test_the_chosen_launcher_is_there_with_all_that_it_can_do(home: str, fake: d
 def chosen() -> object:
     data = ConfigurableClassData("notebooked_dagster.resources.launcher", "ProjectRunLauncher", "{}")
     return data.rehydrate()
+
+
+def test_devices_get_their_runs_and_all_others_stay_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, "pi")
+    monkeypatch.chdir(tmp_path)
+    launcher = chosen()
+    assert isinstance(launcher, PiRunLauncher)
+    assert type(launcher.inner) is DefaultRunLauncher
+    assert launcher.state == tmp_path / ".notebooked/edge"
 
 
 def test_a_name_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
