@@ -1,11 +1,13 @@
-"""A run on a device against what it can be at best: ``ssh host true``, Dagster's own launcher, the database alone.
+"""A run on a device against what it can be at best: ``ssh host true``, Dagster's own launcher, the database alone; and what
+runs and the idle real-time daemon take of a 1 GB Pi's memory.
 
 ::
 
     python benchmarks/bench_edge.py [--rounds 5] [--events 2000]
 
 The device is an OpenSSH server on loopback, so that the figures are what our part costs, without any radio. Launches
-alternate, so that whatever else the machine does hits all of them; the figure is the median. Needs sshd.
+alternate, so that whatever else the machine does hits all of them; the figure is the median. Memory is the proportional set size
+(PSS) of all processes of a run or of the daemon: what would be free without them, with shared pages shared out. Needs sshd.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from __future__ import annotations
 import argparse
 import getpass
 import logging
+import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -21,6 +25,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 from dagster._core.events.log import EventLogEntry
 from dagster._core.launcher import DefaultRunLauncher, LaunchRunContext
 from dagster._core.workspace.context import WorkspaceProcessContext
@@ -152,6 +157,102 @@ def relaying(root: Path, events: int) -> None:
     print(f"{'on the wire':52} {wire / events:9.0f} bytes an event")
 
 
+DAEMON = """
+name: bench
+ports: [{name: keys, kind: loopback}]
+clock: {to: keys}
+record: {ports: keys}
+web: {port: 0}
+"""
+
+
+def pss(process: psutil.Process) -> tuple[float, int]:
+    """MB of a process and all below it, and how many they are."""
+    found = []
+    for one in (process, *process.children(recursive=True)):
+        try:
+            found.append(one.memory_full_info().pss / 1e6)
+        except psutil.NoSuchProcess:
+            continue
+    return sum(found), len(found)
+
+
+def most(process: psutil.Process, until_ended: Callable[[], bool]) -> tuple[float, int]:
+    """The most that it ever had."""
+    found = (0.0, 0)
+    while not until_ended():
+        try:
+            found = max(found, pss(process))
+        except psutil.NoSuchProcess:
+            break
+        time.sleep(0.02)
+    return found
+
+
+def idle_daemon(root: Path) -> tuple[float, int]:
+    """The real-time daemon with clock, recorder and page, when it has nothing to do."""
+    root.mkdir()
+    (root / "device.yaml").write_text(DAEMON)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notes:
+        notes.bind(str(root / "notify"))
+        notes.settimeout(120)
+        command = [
+            str(Path(sys.executable).with_name("notebooked")),
+            "edge",
+            "daemon",
+            "--config",
+            "device.yaml",
+        ]
+        process = subprocess.Popen(
+            command, cwd=root, env={**os.environ, "NOTIFY_SOCKET": str(root / "notify")}
+        )
+        try:
+            while not notes.recv(4096).startswith(b"READY=1"):
+                pass
+            time.sleep(2)
+            return pss(psutil.Process(process.pid))
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def memory(root: Path) -> None:
+    device = LoopbackDevice(root / "pi")
+    device.start()
+    os.environ["EDGE_TEST_HERE"] = str(root)
+    studio = Studio(root / "host", [device.config()])
+    rows = [("the idle real-time daemon", *idle_daemon(root / "daemon"))]
+    jobs = studio.project / "jobs.py"
+    try:
+        for executor in ("in_process", "multiprocess"):
+            jobs.write_text(jobs.read_text().replace("executor=dg.in_process", f"executor=dg.{executor}"))
+            config = {"ops": {"drip": {"config": {"lines": 20, "pause": 0.1, "name": executor}}}}
+            run_id = studio.launch("slow", config)
+            process = keeper(device, run_id)
+            rows.append((f"a run, executor {executor}", *most(process, lambda: not process.is_running())))  # noqa: B023
+            studio.tend(120, run_id)
+    finally:
+        device.cut()
+    print(f"\n{'memory on the device':52} {'PSS':>9}")
+    for name, size, processes in rows:
+        print(f"{name:52} {size:6.0f} MB in {processes} processes")
+
+
+def keeper(device: LoopbackDevice, run_id: str) -> psutil.Process:
+    """The process that a run's others are below."""
+    found: list[psutil.Process] = []
+
+    def there() -> bool:
+        for one in psutil.process_iter(["cmdline"]):
+            if (one.info["cmdline"] or [])[-2:] == ["keep", str(device.run_folder(run_id))]:
+                found.append(one)
+                return True
+        return False
+
+    until(there, 60, "the run's keeper")
+    return found[0]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -165,6 +266,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         relaying(Path(name) / "relay", arguments.events)
         launches(Path(name) / "launch", arguments.rounds)
+        memory(Path(name) / "memory")
 
 
 if __name__ == "__main__":
