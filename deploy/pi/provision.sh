@@ -66,7 +66,7 @@ esac
 # rsync sends only the code that changed; python3-venv is what uv is installed with.
 missing=""
 is command -v rsync || missing="$missing rsync"
-is python3 -c "import ensurepip" || missing="$missing python3-venv"
+is /usr/bin/python3 -c "import ensurepip" || missing="$missing python3-venv"
 if [ -n "$missing" ]; then
   run apt-get update
   # shellcheck disable=SC2086
@@ -101,11 +101,12 @@ LIMITS
 put 644 /etc/systemd/system/notebooked-edge.service < "$here/notebooked-edge.service"
 put 644 /etc/notebooked/device.yaml.example < "$here/device.yaml.example"
 
-# lgpio has wheels for 3.11 and 3.12: where the system's Python is newer, uv brings one, to where the unit may read it.
-is test -x "$tools/bin/uv" || { run python3 -m venv "$tools"; run "$tools/bin/python" -m pip install --quiet uv; }
+# lgpio has wheels for 3.11 and 3.12: where the system's Python is newer, uv brings one, to where the unit may read it. Only the
+# system's is looked at, for one in somebody's home is nobody else's to run.
+is test -x "$tools/bin/uv" || { run /usr/bin/python3 -m venv "$tools"; run "$tools/bin/python" -m pip install --quiet uv; }
 is test -x /usr/local/bin/uv || run ln -sf "$tools/bin/uv" /usr/local/bin/uv
 is test -x "$environment/bin/python" \
-  || run env UV_PYTHON_INSTALL_DIR="$tools/python" "$tools/bin/uv" venv --python '>=3.11,<3.13' "$environment"
+  || run env PATH=/usr/bin:/bin UV_PYTHON_INSTALL_DIR="$tools/python" "$tools/bin/uv" venv --python '>=3.11,<3.13' "$environment"
 run "$tools/bin/uv" pip install --quiet --python "$environment/bin/python" --reinstall-package notebooked-dagster "$package"
 
 case "$changed" in *udev*) run udevadm control --reload; run udevadm trigger --subsystem-match=gpio --subsystem-match=sound ;; esac
