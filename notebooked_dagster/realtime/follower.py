@@ -163,4 +163,4 @@ class Follower:
 
     def next(self) -> Lock:
         """Where the next tick is due, for ``Engine.lock``; only where it is locked."""
-        return Lock(self.ticks, round(self._phase + self._period), self.bpm)
+        return Lock(self.ticks, round(self._phase + self._period), self.bpm, self.running)

@@ -74,11 +74,12 @@ def _period(bpm: float) -> Fraction:
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """What a follower knows of the clock it follows: this tick (counted from the start) is due at this time."""
+    """What a follower knows of the clock it follows: this tick is due at this time; it is one of the song's where that runs."""
 
     tick: int
     at: int
     bpm: float
+    running: bool = True
 
 
 @dataclass
@@ -172,7 +173,7 @@ class Engine:
         """Put the ticks where the followed clock has them."""
         due = self.due
         self.timeline.move(found.tick, found.at, min(MAX_BPM, max(MIN_BPM, found.bpm)))
-        if not self.running:
-            # The clocks of a stopped song have no numbers that both could know; only when they are due is to agree.
-            self.tick = self.timeline.nearest(due)
+        if not (self.running and found.running):
+            # Clocks of no song, or of our own alone, have no numbers that both could know; only when they are due is to agree.
+            self.timeline.move(self.tick, self.timeline.due(self.timeline.nearest(due)))
         return b""

@@ -142,7 +142,8 @@ async def follow(transport: Transport, rate: float, send: Callable[[mido.Message
         if wait > 0:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(moved.wait(), wait)
-                continue
+        if moved.is_set():
+            continue
         count, index = divmod(sent, 8)
         await send(quarter_frames(Timecode.of_count(count * 2, rate))[index])
         sent += 1

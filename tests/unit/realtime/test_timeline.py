@@ -213,11 +213,14 @@ def test_a_song_that_stands_still_stays_where_it_is_however_long_clocks_go_on() 
     assert engine.tick == follower.ticks == 600
 
 
-def test_a_stopped_song_s_clocks_are_locked_whatever_their_numbers() -> None:
+@pytest.mark.parametrize("ours", [True, False])
+def test_clocks_of_no_common_song_are_locked_whatever_their_numbers(ours: bool) -> None:
     engine = Engine.at(0, 120)
+    if ours:
+        engine.start()
     for _ in range(500):
         engine.fire(engine.due)
-    period = 60_000_000_000 // (24 * 120)
-    later = engine.due + period // 4
-    engine.lock(Lock(3, later, 120))
+    later = engine.due + 60_000_000_000 // (24 * 120) // 4
+    engine.lock(Lock(3, later, 120, running=False))
     assert abs(engine.due - later) < 2
+    assert engine.position == (500 if ours else 0)
