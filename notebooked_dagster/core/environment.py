@@ -38,7 +38,8 @@ _TRACE_SECRETS = ("*_HEADERS", "*_CLIENT_KEY")
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
-def _has_login(value: str) -> bool:
+def has_login(value: str) -> bool:
+    """Whether an address holds a user's name, a password or a token."""
     try:
         parts = urlsplit(value)
         return bool(parts.password or parts.username)
@@ -61,7 +62,7 @@ def inherited(parent: Mapping[str, str], extra: Iterable[str] = ()) -> dict[str,
     }
     for name, value in parent.items():
         traces = fnmatch.fnmatchcase(name, _TRACES) and not _is_one_of(name, _TRACE_SECRETS)
-        if (traces or name.lower() in _PROXIES) and not _has_login(value):
+        if (traces or name.lower() in _PROXIES) and not has_login(value):
             chosen[name] = value
     # An MLflow run of the parent's is not this job's.
     for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_TRACKING_URI"):

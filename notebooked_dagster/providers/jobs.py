@@ -234,14 +234,17 @@ class JobStore:
         token: str | None,
         starter: ProcessIdentity | None = None,
         job_id: str | None = None,
+        tracking: TrackingState | None = None,
     ) -> tuple[JobRecord, bool]:
-        """Make a job's folder, or find the job that was made with this token.
+        """Make a job's folder, or find the job that was made with this token or under this id.
 
         Args:
             spec: What was asked for.
             token: Two calls with the same token are one job; None for always a new one.
             starter: The process that asks.
-            job_id: The job's id; one of its experiment and the time where None.
+            job_id: The job's id; one of its experiment and the time where None. A job that has it already is that job:
+                somebody looked it up before anybody here had its token.
+            tracking: The MLflow run that a new job has already.
 
         Returns:
             The record, and whether it is a new one.
@@ -256,7 +259,9 @@ class JobStore:
             with self._lock():
                 if token is not None and (known := self.of_token(token)) is not None:
                     return known, False
-                return self._make(spec, token, starter, job_id), True
+                if job_id is not None and (self.root / job_id / "job.json").exists():
+                    return self._adopted(spec, token, job_id), False
+                return self._make(spec, token, starter, job_id, tracking), True
         except OSError as error:
             raise StateError(
                 f"The training job cannot be written: {error.strerror or error}.",
@@ -265,7 +270,12 @@ class JobStore:
             ) from error
 
     def _make(
-        self, spec: JobSpec, token: str | None, starter: ProcessIdentity | None, job_id: str | None
+        self,
+        spec: JobSpec,
+        token: str | None,
+        starter: ProcessIdentity | None,
+        job_id: str | None,
+        tracking: TrackingState | None,
     ) -> JobRecord:
         now = datetime.now(UTC)
         job_id = job_id or f"{spec.experiment}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
@@ -276,8 +286,11 @@ class JobStore:
             created_at=now,
             token=token,
             starter=starter,
+            tracking=tracking or TrackingState(),
         )
         folder = self.root / job_id
+        # What lies there without a record is of a process that died while it made the folder.
+        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         try:
             copy_scripts(spec.scripts, folder / "code")
@@ -293,6 +306,14 @@ class JobStore:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         return record
+
+    def _adopted(self, spec: JobSpec, token: str | None, job_id: str) -> JobRecord:
+        """The job of this id; with a token it gets that, and what was asked for, which a mere look does not know."""
+        folder = self.root / job_id
+        if token is not None:
+            write_spec(folder, spec)
+            write_atomic(self._token_file(token), job_id)
+        return read(folder)
 
     def of_token(self, token: str) -> JobRecord | None:
         """The job that was made with a token; None where there is none."""

@@ -30,7 +30,6 @@ from notebooked_dagster.errors import (
 )
 from notebooked_dagster.providers.base import Endpoint, EndpointStatus, Experiment
 from notebooked_dagster.providers.cloud.package import requirements
-from notebooked_dagster.providers.cloud.provider import OutOfReachError
 from notebooked_dagster.providers.cloud.serving import (
     ROLES,
     InputCheck,
@@ -44,6 +43,7 @@ from notebooked_dagster.providers.cloud.serving import (
     roles_back,
     serving_code,
 )
+from notebooked_dagster.providers.cloud.waiting import OutOfReachError
 from notebooked_dagster.providers.failures import find_traceback, remapped_traceback
 
 from . import images

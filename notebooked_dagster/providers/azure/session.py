@@ -23,7 +23,7 @@ from notebooked_dagster.errors import (
     ProviderError,
     QuotaError,
 )
-from notebooked_dagster.providers.cloud.provider import OutOfReachError
+from notebooked_dagster.providers.cloud.waiting import OutOfReachError
 
 API_VERSION = "2025-12-01"
 MANAGEMENT = "https://management.azure.com"

@@ -20,8 +20,13 @@ def data_argument(channel: "str | None", name: str) -> "list[str]":
         return []
     path = os.path.join(channel, name) if name else channel
     if not os.path.exists(path):
-        found = ", ".join(sorted(os.listdir(channel))[:10]) if os.path.isdir(channel) else "nothing"
-        sys.exit(f"[notebooked] The data {name!r} did not arrive; in {channel} there is: {found}.")
+        # An address does not say whether it is a file's: `s3://bucket/v1.2` may be a folder.
+        if not os.path.isdir(channel) or not os.listdir(channel):
+            sys.exit(f"[notebooked] The data {name!r} did not arrive; there is nothing in {channel}.")
+        print(
+            f"[notebooked] There is no file {name!r} in {channel}; all that is there is the data.", flush=True
+        )
+        path = channel
     return [f"--data-path={path}"]
 
 

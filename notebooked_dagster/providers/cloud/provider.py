@@ -13,27 +13,30 @@ import json
 import logging
 import re
 import secrets
-import shutil
+import tempfile
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 import filelock
 
 from notebooked_dagster.core import tracing
+from notebooked_dagster.core.environment import has_login
 from notebooked_dagster.core.redaction import REDACTOR
-from notebooked_dagster.core.retrying import Outage, budget_of
+from notebooked_dagster.core.retrying import budget_of
 from notebooked_dagster.core.settings import Settings
 from notebooked_dagster.errors import (
     DataError,
     JobNotFoundError,
     NotebookedError,
     ProviderError,
+    StateError,
 )
 from notebooked_dagster.providers import jobs, pipes, spans
 from notebooked_dagster.providers.arguments import data_location, hyperparameter_arguments
@@ -46,16 +49,16 @@ from notebooked_dagster.providers.run_tracking import RunTracking
 from . import launch
 from .endpoints import CloudEndpoints
 from .package import JOB, LAUNCHER, requirements, write_archive
+from .waiting import OutOfReachError, until
 
 log = logging.getLogger("notebooked.providers.cloud")
+T = TypeVar("T")
 _END = re.compile(re.escape(launch.END) + r" (-?\d+)\.")
 _LOG_END = 16_000
+# Seconds that one who wants to change a job waits for another who sends it or brings it home.
+_LONGEST_WORK = 600.0
 _JOB_PREFIX = "nbd"
 _JOB_NAME = re.compile(rf"{_JOB_PREFIX}-(?P<slug>.+)-(?:[0-9a-f]{{20}}|\d{{8}}-\d{{6}}-[0-9a-f]{{6}})")
-
-
-class OutOfReachError(ProviderError):
-    """The cloud did not answer, or asked to be left alone for a while: what was asked may well work in a minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,12 +199,12 @@ class CloudProvider(CloudEndpoints):
             return record.view(self._store.folder(record.id))
         try:
             record = self._wait(record.id, on_log, on_message)
-        except ProviderError:
-            # Not reaching the cloud is no reason to stop what runs there; the next call with the token finds it.
+        except Exception:
+            # No trouble of ours is a reason to stop what runs there; the next call with the token finds it.
             raise
         except BaseException:
             if self._cancel_on_interrupt:
-                with contextlib.suppress(NotebookedError):
+                with contextlib.suppress(Exception):
                     self._stop(record.id)
             raise
         folder = self._store.folder(record.id)
@@ -247,15 +250,17 @@ class CloudProvider(CloudEndpoints):
         token = experiment.idempotency_token
         record, new = self._store.create(spec, token=token, job_id=job_name(experiment.name, token))
         folder = self._store.folder(record.id)
-        with self._lock(folder):
+        with self._at_work(folder):
             if not new:
                 record = jobs.read(folder)
+                record.token = token
             if record.status.finished and record.started_at is not None:
                 return record
             if (found := self._look(record.id)) is not None:
-                if new:
+                tracking = self._tracking_of(experiment.name, found)
+                if record.tracking.run_id is None and tracking.run_id is not None:
                     # Another machine submitted it; its MLflow run is to be ended by whoever sees the job end.
-                    record.tracking = self._tracking_of(experiment.name, found)
+                    record.tracking = tracking
                     jobs.write(folder, record)
                 return self._seen(folder, record, found)
             if record.status.finished:
@@ -263,13 +268,28 @@ class CloudProvider(CloudEndpoints):
                 record.status, record.failure, record.finished_at = JobStatus.PENDING, None, None
             try:
                 self._launch(record, spec, experiment, folder)
-            except BaseException:
+            except BaseException as error:
                 # Where the cloud has it all the same (the reply was lost), the name will find it.
                 with contextlib.suppress(Exception):
                     if self._look(record.id) is None:
                         self._abandon(record, spec, folder, experiment.tracking_uri)
+                    elif self._cancel_on_interrupt and not isinstance(error, Exception):
+                        self._stop(record.id)
                 raise
         return jobs.read(folder)
+
+    @contextlib.contextmanager
+    def _at_work(self, folder: Path) -> Iterator[None]:
+        try:
+            held = _lock(folder).acquire(timeout=_LONGEST_WORK)
+        except filelock.Timeout as error:
+            raise StateError(
+                f"Another process has been at work on training job {folder.name!r} for {_LONGEST_WORK:.0f} s.",
+                path=folder / ".lock",
+                hint="It sends the data or brings the model home; try again when it is done.",
+            ) from error
+        with held:
+            yield
 
     def _launch(self, record: JobRecord, spec: JobSpec, experiment: Experiment, folder: Path) -> None:
         uri = experiment.tracking_uri
@@ -290,7 +310,7 @@ class CloudProvider(CloudEndpoints):
             **({"NOTEBOOKED_MLFLOW_RUN": record.tracking.run_id} if record.tracking.run_id else {}),
         }
         if uri is not None and reachable_from_elsewhere(uri):
-            environment.update({k: v for k, v in joined.items() if not urlsplit(v).password})
+            environment.update({k: v for k, v in joined.items() if not has_login(v)})
             if experiment.autolog:
                 environment["NOTEBOOKED_MLFLOW_AUTOLOG"] = "auto" if experiment.autolog == "auto" else "1"
         package = folder / "package.tar.gz"
@@ -325,55 +345,82 @@ class CloudProvider(CloudEndpoints):
     def _wait(self, job_id: str, on_log: LogSink | None, on_message: LogSink | None) -> JobRecord:
         cursor: Any = None
         told: Any = None
-        shown = 0
-        outage = Outage(budget_of(self.name), base=self._poll, patience=self._patience)
-        while True:
-            try:
-                lines, cursor = self._masked(job_id, cursor)
-                on_log, shown = emit(lines, on_log), shown + len(lines)
-                record = self._refresh(job_id)
-                outage.over()
-                if on_message is not None:
-                    # Looked at after the job's state: what a job that has ended has sent is all there.
-                    messages, told = self.messages(job_id, told)
-                    on_message = emit(messages, on_message)
-                if record.status.finished:
-                    # What arrived after the last look; the whole log is on disk by now.
-                    whole = (self._store.folder(job_id) / "log.txt").read_text(encoding="utf-8")
-                    emit(whole.splitlines()[shown:], on_log)
-                    return record
-            except OutOfReachError as error:
-                if outage.failures == 0:
-                    log.warning("%s Job %s is looked for again.", error.message, job_id)
-                if not outage.goes_on():
-                    raise ProviderError(
-                        f"{error.message} For {self._patience:.0f} s there was no way to training job {job_id!r}.",
-                        hint="The job goes on there; the same run, tried again, finds it.",
-                        details={"job": job_id},
-                    ) from error
-                continue
-            time.sleep(self._poll)
+        shown: Counter[str] = Counter()
 
-    def _refresh(self, job_id: str, remote: Remote | None = None) -> JobRecord:
-        """A job's record, up to date; one that has ended in the cloud is finished here."""
+        def look() -> JobRecord:
+            nonlocal cursor, told, on_log, on_message
+            lines, cursor = self._masked(job_id, cursor)
+            on_log = emit(lines, on_log)
+            shown.update(lines)
+            record = self._refresh(job_id)
+            if on_message is not None:
+                # Looked at after the job's state: what a job that has ended has sent is all there.
+                messages, told = self.messages(job_id, told)
+                on_message = emit(messages, on_message)
+            return record
+
+        try:
+            record = self._patiently(look, lambda seen: seen.status.finished)
+        except OutOfReachError as error:
+            raise ProviderError(
+                f"{error.message} For {self._patience:.0f} s there was no way to training job {job_id!r}.",
+                hint="The job goes on there; the same run, tried again, finds it.",
+                details={"job": job_id},
+            ) from error
+        # What arrived after the last look; the whole log is on disk by now. Where several machines print, their lines
+        # come there in another order than they were shown in.
+        whole = (self._store.folder(job_id) / "log.txt").read_text(encoding="utf-8").splitlines()
+        emit(_unseen(whole, shown), on_log)
+        return record
+
+    def _patiently(
+        self,
+        look: Callable[[], T],
+        done: Callable[[T], bool],
+        *,
+        poll: float | None = None,
+        timeout: float | None = None,
+    ) -> T:
+        return until(
+            look,
+            done,
+            budget=budget_of(self.name),
+            poll=self._poll if poll is None else poll,
+            timeout=timeout,
+            patience=self._patience,
+            say=log.warning,
+        )
+
+    def _refresh(self, job_id: str, patience: float = 0) -> JobRecord:
+        """A job's record, up to date; one that has ended in the cloud is finished here.
+
+        Args:
+            job_id: The job's.
+            patience: Seconds that whoever is at work on the job is waited for.
+        """
         folder = self._folder(job_id)
         record = jobs.read(folder)
         if record.status.finished:
             return record
-        remote = remote or self._look(job_id)
+        remote = self._look(job_id)
         if remote is not None and not remote.status.finished and remote.status is record.status:
             return record  # nothing to write down; most looks at most jobs end here
-        with self._lock(folder):
+        try:
+            held = _lock(folder).acquire(timeout=patience)
+        except filelock.Timeout:
+            # Somebody is sending the job, or brings its model home: who only looks does not wait for that.
+            return record
+        with held:
             record = jobs.read(folder)
             if record.status.finished:
                 return record
             # While we waited for the lock, whoever held it may have submitted the job.
-            remote = remote or self._look(job_id)
+            remote = self._look(job_id)
             if remote is None:
                 return self._never_began(folder, record)
             if not remote.status.finished:
                 return self._seen(folder, record, remote)
-            return self._finish(folder, record, self._look(job_id) or remote)
+            return self._finish(folder, record, remote)
 
     def _folder(self, job_id: str) -> Path:
         """A job's folder; made from what the cloud knows where another machine submitted the job."""
@@ -383,20 +430,19 @@ class CloudProvider(CloudEndpoints):
             remote = self._look(job_id) if is_job_name(job_id) else None
             if remote is None:
                 raise
-        scripts = self.state / "fetched" / job_id
-        with contextlib.suppress(DataError):
-            self._fetch_code(job_id, scripts)
-        scripts.mkdir(parents=True, exist_ok=True)
         experiment = remote.environment.get("NOTEBOOKED_EXPERIMENT") or job_id.split("-")[1]
-        record, new = self._store.create(
-            JobSpec(experiment=experiment, scripts=scripts, tags={}), token=None, job_id=job_id
-        )
-        shutil.rmtree(scripts, ignore_errors=True)
-        folder = self._store.folder(record.id)
-        if new:
-            record.tracking = self._tracking_of(experiment, remote)
-            jobs.write(folder, record)
-        return folder
+        with tempfile.TemporaryDirectory() as temporary:
+            scripts = Path(temporary) / "code"
+            with contextlib.suppress(DataError):
+                self._fetch_code(job_id, scripts)
+            scripts.mkdir(exist_ok=True)
+            self._store.create(
+                JobSpec(experiment=experiment, scripts=scripts),
+                token=None,
+                job_id=job_id,
+                tracking=self._tracking_of(experiment, remote),
+            )
+        return self._store.folder(job_id)
 
     def _tracking_of(self, experiment: str, remote: Remote) -> TrackingState:
         """The MLflow run of a job that another machine submitted."""
@@ -523,9 +569,9 @@ class CloudProvider(CloudEndpoints):
         tracking.finish(record.status)
 
     def _masked(self, job_id: str, cursor: Any) -> tuple[list[str], Any]:
-        """As ``_lines``, without the secrets that this process knows of."""
+        """As ``_lines``, without the secrets that this process knows of, and each really one line: bars have ``\\r``."""
         lines, cursor = self._lines(job_id, cursor)
-        return [REDACTOR.redact(line) for line in lines], cursor
+        return [part for line in lines for part in REDACTOR.redact(line).splitlines() or [""]], cursor
 
     def _save_log(self, job_id: str, folder: Path) -> None:
         """The whole log; its end may come a little after the job's."""
@@ -539,9 +585,6 @@ class CloudProvider(CloudEndpoints):
                 if any(launch.END in line for line in lines) or time.monotonic() >= deadline:
                     return
                 time.sleep(min(self._poll, 1.0))
-
-    def _lock(self, folder: Path) -> filelock.FileLock:
-        return filelock.FileLock(folder / ".lock", timeout=600)
 
     # Asking
 
@@ -566,24 +609,39 @@ class CloudProvider(CloudEndpoints):
 
     def _live(self, job_id: str, follow: bool) -> Iterator[str]:
         cursor: Any = None
+        if not follow:
+            yield from self._masked(job_id, cursor)[0]
+            return
+
+        def look() -> tuple[bool, list[str], Any]:
+            ended = self._refresh(job_id).status.finished
+            return ended, *self._masked(job_id, cursor)
+
         while True:
-            ended = not follow or self._refresh(job_id).status.finished
-            lines, cursor = self._masked(job_id, cursor)
+            ended, lines, cursor = self._patiently(look, lambda _: True)
             yield from lines
             if ended:
                 return
             time.sleep(self._poll)
 
     def cancel(self, job_id: str) -> TrainingJob:
-        """Stop a job; returns when the cloud says that it has ended."""
+        """Stop a job; returns when the cloud says that it has ended. Raises ProviderError where it never does."""
         folder = self._folder(job_id)
-        record = self._refresh(job_id)
+        record = self._refresh(job_id, patience=_LONGEST_WORK)
         if not record.status.finished:
             self._stop(job_id)
-        deadline = time.monotonic() + self._patience
-        while not record.status.finished and time.monotonic() < deadline:
-            time.sleep(min(self._poll, 2.0))
-            record = self._refresh(job_id)
+            record = self._patiently(
+                lambda: self._refresh(job_id),
+                lambda seen: seen.status.finished,
+                poll=min(self._poll, 2.0),
+                timeout=self._patience,
+            )
+        if not record.status.finished:
+            raise ProviderError(
+                f"Training job {job_id!r} was asked to stop and has not ended in {self._patience:.0f} s.",
+                hint="Look at it in the cloud's console; until it has ended it costs money.",
+                details={"job": job_id},
+            )
         return record.view(folder)
 
     def list_jobs(self, experiment: str | None = None) -> list[TrainingJob]:
@@ -647,6 +705,18 @@ def _listed(job_id: str, provider: str, remote: Remote) -> TrainingJob:
 def is_job_name(text: str) -> bool:
     """Whether this could be the name of a job of ours."""
     return re.fullmatch(rf"{_JOB_PREFIX}(-[a-z0-9]+)+", text) is not None and len(text) <= 63
+
+
+def _lock(folder: Path) -> filelock.BaseFileLock:
+    return filelock.FileLock(folder / ".lock")
+
+
+def _unseen(lines: Iterable[str], shown: Counter[str]) -> Iterator[str]:
+    left = shown.copy()
+    for line in lines:
+        left[line] -= 1
+        if left[line] < 0:
+            yield line
 
 
 def data_file(data: str | None) -> str:

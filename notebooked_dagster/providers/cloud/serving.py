@@ -27,7 +27,7 @@ from notebooked_dagster.serving.worker.request import RequestError, decode
 from notebooked_dagster.serving.worker.signature import Signature
 
 from .package import requirements, write_archive
-from .provider import OutOfReachError
+from .waiting import OutOfReachError
 
 ROLES = ("champion", "challenger", "previous")
 

@@ -36,8 +36,8 @@ from notebooked_dagster.errors import (
 from notebooked_dagster.providers.base import Endpoint, EndpointStatus, Experiment
 from notebooked_dagster.providers.cloud import serving
 from notebooked_dagster.providers.cloud.package import unpack
-from notebooked_dagster.providers.cloud.provider import OutOfReachError
 from notebooked_dagster.providers.cloud.serving import ROLES, InputCheck, conflict
+from notebooked_dagster.providers.cloud.waiting import OutOfReachError
 from notebooked_dagster.providers.failures import find_traceback, remapped_traceback
 
 from .registry import Registry

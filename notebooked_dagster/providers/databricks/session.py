@@ -23,7 +23,7 @@ from notebooked_dagster.errors import (
     ProviderError,
     QuotaError,
 )
-from notebooked_dagster.providers.cloud.provider import OutOfReachError
+from notebooked_dagster.providers.cloud.waiting import OutOfReachError
 
 T = TypeVar("T")
 # Short trouble is waited out here; longer trouble is for whoever waits for the job.

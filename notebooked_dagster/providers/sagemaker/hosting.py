@@ -15,14 +15,14 @@ import logging
 import re
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from notebooked_dagster.config.sagemaker import SageMakerEndpoint
 from notebooked_dagster.core import tracing
-from notebooked_dagster.core.retrying import Outage, budget_of
+from notebooked_dagster.core.retrying import budget_of
 from notebooked_dagster.errors import (
     ConfigError,
     DeploymentError,
@@ -34,8 +34,8 @@ from notebooked_dagster.errors import (
 from notebooked_dagster.providers.base import Endpoint, EndpointStatus, Experiment
 from notebooked_dagster.providers.cloud import serving
 from notebooked_dagster.providers.cloud.package import unpack
-from notebooked_dagster.providers.cloud.provider import OutOfReachError
 from notebooked_dagster.providers.cloud.serving import ROLES, InputCheck, conflict
+from notebooked_dagster.providers.cloud.waiting import until
 from notebooked_dagster.providers.failures import find_traceback, remapped_traceback
 
 from . import images
@@ -44,6 +44,7 @@ from .storage import Storage
 from .training import tags
 
 log = logging.getLogger("notebooked.providers.sagemaker")
+T = TypeVar("T")
 _PREFIX = "nbd-"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,50}")
 _STATUS = {
@@ -428,19 +429,7 @@ class Hosting:
 
     def _settled(self, name: str, config: str) -> State:
         """Wait until SageMaker is done; the endpoint then has to serve this configuration."""
-        outage = Outage(budget_of("sagemaker"), base=self._poll)
-        while True:
-            try:
-                state = self._state(name)
-            except OutOfReachError as error:
-                log.warning("%s Endpoint %s is looked at again.", error.message, name)
-                if not outage.goes_on():
-                    raise
-                continue
-            outage.over()
-            if state.status not in _MOVING:
-                break
-            time.sleep(self._poll)
+        state = self._waited(lambda: self._state(name), lambda seen: seen.status not in _MOVING)
         if state.status == "InService" and state.config == config:
             return state
         serving = " It serves what it served before." if state.status == "InService" else ""
@@ -450,6 +439,11 @@ class Hosting:
             f"{message}\n{trace}".rstrip(),
             hint=f"The container's log is in CloudWatch, group /aws/sagemaker/Endpoints/{aws_name(name)}.",
             details={"status": state.status, "reason": state.reason},
+        )
+
+    def _waited(self, look: Callable[[], T], done: Callable[[T], bool], timeout: float | None = None) -> T:
+        return until(
+            look, done, budget=budget_of("sagemaker"), poll=self._poll, timeout=timeout, say=log.warning
         )
 
     def _traceback(self, name: str) -> str:

@@ -21,7 +21,7 @@ from notebooked_dagster.errors import (
     ProviderError,
     QuotaError,
 )
-from notebooked_dagster.providers.cloud.provider import OutOfReachError
+from notebooked_dagster.providers.cloud.waiting import OutOfReachError
 
 # Short trouble is the SDK's to wait out, in seconds; longer trouble is for whoever waits for the job.
 _ATTEMPTS = 4

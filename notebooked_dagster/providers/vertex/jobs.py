@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from notebooked_dagster.errors import NotebookedError
-from notebooked_dagster.providers.cloud.provider import OutOfReachError
+from notebooked_dagster.providers.cloud.waiting import OutOfReachError
 
 from .session import TIMEOUT, GcpSession, api_message, code_of, translated, unclear
 from .storage import Storage

@@ -25,7 +25,7 @@ from notebooked_dagster.errors import (
     ProviderError,
     QuotaError,
 )
-from notebooked_dagster.providers.cloud.provider import OutOfReachError
+from notebooked_dagster.providers.cloud.waiting import OutOfReachError
 
 T = TypeVar("T")
 _SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)

@@ -108,6 +108,9 @@ def test_another_machine_finds_the_job_by_its_token_alone(
 ) -> None:
     first = provider.train(experiment)
     other = azure_provider(tmp_path / "another-machine", azure)
+    # As a run looks that is tried again, and then trains.
+    looked_up = other.job_of("sample", "run-1")
+    assert looked_up is not None
     assert other.train(experiment).id == first.id
     third = azure_provider(tmp_path / "a-third-machine", azure).status(first.id)
     assert (third.status, third.metrics, third.experiment) == (JobStatus.SUCCEEDED, first.metrics, "sample")

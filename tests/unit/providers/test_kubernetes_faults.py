@@ -138,6 +138,9 @@ def test_another_machine_finds_the_job_by_its_token_alone(
     (seen,) = other.list_jobs("two_words")
     assert (seen.id, seen.status, seen.experiment) == (first.id, JobStatus.SUCCEEDED, "two-words")
     assert kube.calls == ["list jobs"]
+    # As a run looks that is tried again, and then trains.
+    looked_up = other.job_of("two_words", "run-1")
+    assert looked_up is not None
     assert other.train(dataclasses.replace(experiment, name="two_words")).id == first.id
     # And so it is when the cluster has removed the Job, some time after it ended.
     kube.cluster.remove("jobs", first.id)

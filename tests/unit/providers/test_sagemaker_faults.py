@@ -85,6 +85,9 @@ def test_another_machine_finds_the_job_by_its_token_alone(
 ) -> None:
     first = provider.train(experiment)
     other = sagemaker_provider(tmp_path / "another-machine")
+    # As a run looks that is tried again, and then trains.
+    looked_up = other.job_of("sample", "run-1")
+    assert looked_up is not None
     assert other.train(experiment).id == first.id
     third = sagemaker_provider(tmp_path / "a-third-machine").status(first.id)
     assert (third.status, third.metrics, third.experiment) == (JobStatus.SUCCEEDED, first.metrics, "sample")

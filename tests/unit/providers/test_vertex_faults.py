@@ -123,6 +123,9 @@ def test_another_machine_finds_the_job_by_its_token_alone(
 ) -> None:
     first = provider.train(experiment)
     other = vertex_provider(tmp_path / "another-machine", gcp)
+    # As a run looks that is tried again, and then trains.
+    looked_up = other.job_of("sample", "run-1")
+    assert looked_up is not None
     assert other.train(experiment).id == first.id
     third = vertex_provider(tmp_path / "a-third-machine", gcp).job_of("sample", "run-1")
     assert third is not None
