@@ -78,6 +78,7 @@ class LiveEndpoint:
     status: str = "Creating"
     reason: str = ""
     weights: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
     containers: dict[str, Serving] = field(default_factory=dict)
     changed: float = 0.0
 
@@ -249,9 +250,13 @@ class SageMaker:
                     "Failed",
                     f"ClientError: Data download failed:NoSuchKey (404): No S3 objects found under S3 URL {source!r} given in input data source.",
                 )
-        bucket, key = _split(hyperparameters["sagemaker_submit_directory"])
+        source = hyperparameters["sagemaker_submit_directory"]
         archive = base / "sourcedir.tar.gz"
-        self._s3().download_file(bucket, key, str(archive))
+        if request.get("EnableNetworkIsolation"):
+            # It reaches no S3: only what a channel has brought is there.
+            archive = base / source.removeprefix("/opt/ml/")
+        else:
+            self._s3().download_file(*_split(source), str(archive))
         with tarfile.open(archive) as opened:
             opened.extractall(base / "code", filter="data")
         given = {**self.role, **request.get("Environment", {})}
@@ -440,8 +445,8 @@ class SageMaker:
                     "VariantName": v,
                     "CurrentWeight": w,
                     "DesiredWeight": w,
-                    "CurrentInstanceCount": 1,
-                    "DesiredInstanceCount": 1,
+                    "CurrentInstanceCount": live.counts.get(v, 1),
+                    "DesiredInstanceCount": live.counts.get(v, 1),
                 }
                 for v, w in live.weights.items()
             ]
@@ -524,6 +529,7 @@ class SageMaker:
         with self.lock:
             old, live.containers = live.containers, fresh
             live.weights = {v["VariantName"]: v["InitialVariantWeight"] for v in variants}
+            live.counts = {v["VariantName"]: v.get("InitialInstanceCount", 1) for v in variants}
             live.config, live.reason, live.status, live.changed = config, "", "InService", time.time()
         for container in old.values():
             container.stop()

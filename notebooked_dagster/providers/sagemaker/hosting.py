@@ -13,8 +13,8 @@ import contextlib
 import json
 import logging
 import re
+import secrets
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +46,9 @@ from .training import tags
 log = logging.getLogger("notebooked.providers.sagemaker")
 T = TypeVar("T")
 _PREFIX = "nbd-"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,50}")
+# SageMaker takes 63 characters; a configuration's name has ours, a version and six digits more.
+_LONGEST_NAME = 45
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,{_LONGEST_NAME - 1}}}")
 _STATUS = {
     "Creating": EndpointStatus.CREATING,
     "InService": EndpointStatus.HEALTHY,
@@ -57,6 +59,7 @@ _STATUS = {
     "Failed": EndpointStatus.FAILED,
 }
 _MOVING = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
+_LONGEST_DELETION = 900.0
 _DIMENSION = {"ServiceNamespace": "sagemaker", "ScalableDimension": "sagemaker:variant:DesiredInstanceCount"}
 
 
@@ -70,6 +73,7 @@ class State:
         reason: Why it failed.
         config: The endpoint configuration in force.
         weights: Share of the traffic in percent, by version.
+        counts: Machines that run now, by version; those without one of their own are not in it.
         roles: Version by role.
         documents: Our description of each version.
     """
@@ -79,6 +83,7 @@ class State:
     reason: str
     config: str
     weights: Mapping[str, int]
+    counts: Mapping[str, int]
     roles: Mapping[str, str]
     documents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -121,7 +126,8 @@ class Hosting:
         for name in sorted(name for name in names if name.startswith(_PREFIX)):
             # Between the two calls somebody may have deleted it; one of the same prefix may be somebody else's.
             with contextlib.suppress(EndpointNotFoundError):
-                found.append(self._view(self._state(name.removeprefix(_PREFIX))))
+                if (state := self._seen(name.removeprefix(_PREFIX))) is not None:
+                    found.append(self._view(state))
         return found
 
     def input_example(self, endpoint: Endpoint) -> Any:
@@ -162,15 +168,27 @@ class Hosting:
         return state.documents.get(state.roles.get("champion", ""), {})
 
     def _state(self, name: str) -> State:
+        """An endpoint. Raises EndpointNotFoundError where there is none of this very name."""
+        check_name(name)
+        state = self._seen(name)
+        if state is None or state.name != name:
+            raise self._unknown(name)
+        return state
+
+    def _seen(self, name: str) -> State | None:
+        """The endpoint that has a name's place at SageMaker, which knows no difference between ``a_b`` and ``a-b``.
+
+        Raises:
+            EndpointNotFoundError: It is somebody else's.
+        """
         from botocore.exceptions import ClientError
 
-        check_name(name)
         with translated(f"Endpoint {name!r} cannot be looked at"):
             try:
                 found = self._sagemaker.describe_endpoint(EndpointName=aws_name(name))
             except ClientError as error:
                 if code_of(error) == "ValidationException":
-                    raise self._unknown(name) from error
+                    return None
                 raise
             config = self._sagemaker.describe_endpoint_config(EndpointConfigName=found["EndpointConfigName"])
             arn = config["EndpointConfigArn"]
@@ -188,6 +206,9 @@ class Hosting:
             reason=str(found.get("FailureReason", "")),
             config=found["EndpointConfigName"],
             weights={v: round(100 * float(i.get("CurrentWeight", 0)) / total) for v, i in variants.items()},
+            counts={
+                v: i["CurrentInstanceCount"] for v, i in variants.items() if i.get("CurrentInstanceCount")
+            },
             roles=roles,
             documents={version: self._document(name, version) for version in roles.values()},
         )
@@ -241,23 +262,17 @@ class Hosting:
         roles = serving.roles_after(before.roles if before is not None else {}, version, weight)
         try:
             document = self._prepare(experiment, options, folder, model_uri, name, version, labels)
-            variants = [
-                _variant(name, roles["champion"], self._doc(before, document, roles["champion"]), 100)
-            ]
-            if "challenger" in roles:
-                variants[0]["InitialVariantWeight"] = float(100 - weight)
-                variants.append(_variant(name, version, document, weight))
-            config = self._configure(name, version, variants, roles, options)
-            self._switch(name, before, config, options if len(variants) == 1 else None)
-            after = self._settled(name, config)
+            variants = [_variant(name, version, document, weight if "challenger" in roles else 100)]
+            if before is not None and "challenger" in roles:
+                variants.insert(0, _kept(before, roles["champion"], 100 - weight))
+            config = self._configure(name, document, variants, roles)
+            after = self._replaced(
+                name, before, config, variants, options.tags, _policy(options) if len(variants) == 1 else None
+            )
         except BaseException:
             self._withdraw(name, version, before)
             raise
-        self._tidy(after)
-        self._input.forget(name)
-        if options.autoscaling is not None:
-            self._scale(name, version, options)
-        return self._view(after)
+        return self._served(after)
 
     def rollback(self, name: str) -> Endpoint:
         """Serve the previous version again."""
@@ -265,12 +280,8 @@ class Hosting:
         roles = serving.roles_back(name, state.roles)
         document = state.documents[roles["champion"]]
         variants = [_variant(name, roles["champion"], document, 100)]
-        config = self._configure(name, roles["champion"], variants, roles, None)
-        self._switch(name, state, config, None)
-        after = self._settled(name, config)
-        self._tidy(after)
-        self._input.forget(name)
-        return self._view(after)
+        config = self._configure(name, document, variants, roles)
+        return self._served(self._replaced(name, state, config, variants, {}, None))
 
     def traffic(self, name: str, weights: Mapping[str, int]) -> Endpoint:
         """Set each version's share."""
@@ -287,23 +298,33 @@ class Hosting:
         return self._view(self._settled(name, state.config))
 
     def delete(self, name: str) -> list[str]:
-        """Remove an endpoint and all that was made for it."""
-        state = self._state(name)
-        for version in state.weights:
-            self._unscale(name, version)
-        with translated(f"Endpoint {name!r} cannot be deleted"), self._conflicts(name):
-            self._sagemaker.delete_endpoint(EndpointName=aws_name(name))
-        deadline = time.monotonic() + 900
-        with contextlib.suppress(EndpointNotFoundError):
-            while self._state(name) and time.monotonic() < deadline:
-                time.sleep(self._poll)
-        for config in self._names("list_endpoint_configs", "EndpointConfigs", "EndpointConfigName", name):
+        """Remove an endpoint and all that was made for it; what an earlier try has left is removed, too."""
+        check_name(name)
+        state = self._seen(name)
+        configs = self._names("list_endpoint_configs", "EndpointConfigs", "EndpointConfigName", name)
+        models = self._names("list_models", "Models", "ModelName", name)
+        files = list(self._storage.names(self._place(name)))
+        if state.name != name if state is not None else not (configs or models or files):
+            raise self._unknown(name)
+        versions = {match[1] for file in files if (match := re.search(r"/v(\d+)/deployment\.json$", file))}
+        documents = {version: self._document(name, version) for version in versions}
+        if state is not None and state.status != "Deleting":
+            with translated(f"Endpoint {name!r} cannot be deleted"), self._conflicts(name):
+                self._sagemaker.delete_endpoint(EndpointName=aws_name(name))
+        if self._waited(lambda: self._seen(name), lambda seen: seen is None, _LONGEST_DELETION) is not None:
+            raise ProviderError(
+                f"Endpoint {name!r} is being deleted, and is still there after {_LONGEST_DELETION:.0f} s.",
+                hint="Delete it again later: that removes what was made for it.",
+            )
+        self._unscale(name, documents)
+        for config in configs:
             self._remove("delete_endpoint_config", EndpointConfigName=config)
-        for model in self._names("list_models", "Models", "ModelName", name):
+        for model in models:
             self._remove("delete_model", ModelName=model)
+        # The last: it says what there is to remove.
         self._storage.remove_below(self._place(name))
         self._input.forget(name)
-        kept = sorted({str(item.get("model_uri")) for item in state.documents.values()} - {"None", ""})
+        kept = sorted({str(item.get("model_uri")) for item in documents.values()} - {"None", ""})
         return [
             *(f"The model {uri} is kept." for uri in kept),
             f"The log group /aws/sagemaker/Endpoints/{aws_name(name)} is kept.",
@@ -312,10 +333,15 @@ class Hosting:
     # The steps of a deployment
 
     def _before(self, name: str) -> State | None:
-        try:
-            state = self._state(name)
-        except EndpointNotFoundError:
+        state = self._seen(name)
+        if state is None:
             return None
+        if state.name != name:
+            raise ConfigError(
+                f"At SageMaker {name!r} would be the same endpoint as {state.name!r}.",
+                key="endpoint.name",
+                hint="Choose a name that differs in more than `-` and `_`.",
+            )
         if state.status in _MOVING:
             raise conflict(name, state.status)
         if state.status == "Failed":
@@ -365,7 +391,16 @@ class Hosting:
             )
             self._storage.upload(path, archive)
         document = serving.description(
-            experiment, folder, model_uri, version, labels, image=image.uri, variant=_machine(options)
+            experiment,
+            folder,
+            model_uri,
+            version,
+            labels,
+            image=image.uri,
+            variant=_machine(options),
+            autoscaling=options.autoscaling.model_dump() if options.autoscaling is not None else None,
+            kms_key=options.kms_key,
+            tags=options.tags,
         )
         self._storage.write(
             self._place(name, version, "deployment.json"), json.dumps(document, indent=1).encode()
@@ -387,45 +422,66 @@ class Hosting:
             )
         return document
 
-    def _doc(self, before: State | None, new: Mapping[str, Any], version: str) -> Mapping[str, Any]:
-        if version == new["version"] or before is None:
-            return new
-        return before.documents[version]
-
     def _configure(
         self,
         name: str,
-        version: str,
+        document: Mapping[str, Any],
         variants: list[dict[str, Any]],
         roles: Mapping[str, str],
-        options: SageMakerEndpoint | None,
     ) -> str:
-        config = f"{aws_name(name)}-v{version}-{int(time.time() * 1000):x}"
+        """An endpoint configuration, encrypted and tagged as the version is that it is made for."""
+        config = f"{aws_name(name)}-v{document['version']}-{secrets.token_hex(3)}"
         marks = {
             "notebooked/endpoint": name,
             **{f"notebooked/{role}": found for role, found in roles.items()},
         }
-        more = {"KmsKeyId": options.kms_key} if options is not None and options.kms_key else {}
-        own = options.tags if options is not None else {}
+        more = {"KmsKeyId": document["kms_key"]} if document.get("kms_key") else {}
         with translated(f"The configuration of endpoint {name!r} cannot be made"):
             self._sagemaker.create_endpoint_config(
-                EndpointConfigName=config, ProductionVariants=variants, Tags=tags({**marks, **own}), **more
+                EndpointConfigName=config,
+                ProductionVariants=variants,
+                Tags=tags({**marks, **document.get("tags", {})}),
+                **more,
             )
         return config
 
-    def _switch(
-        self, name: str, before: State | None, config: str, options: SageMakerEndpoint | None
-    ) -> None:
+    def _replaced(
+        self,
+        name: str,
+        before: State | None,
+        config: str,
+        variants: list[dict[str, Any]],
+        own_tags: Mapping[str, str],
+        policy: dict[str, Any] | None,
+    ) -> State:
+        """Serve another configuration, and wait until it is served; what served before scales on where that fails."""
         call = {"EndpointName": aws_name(name), "EndpointConfigName": config}
-        with translated(f"Endpoint {name!r} cannot be deployed"), self._conflicts(name):
-            if before is None:
-                own = options.tags if options is not None else {}
-                self._sagemaker.create_endpoint(**call, Tags=tags({"notebooked/endpoint": name, **own}))
-                return
-            policy = _policy(options) if options is not None else None
-            for version in before.weights:
-                self._unscale(name, version)
-            self._sagemaker.update_endpoint(**call, **({"DeploymentConfig": policy} if policy else {}))
+        what = f"Endpoint {name!r} cannot be deployed"
+        if before is None:
+            with translated(what), self._conflicts(name):
+                self._sagemaker.create_endpoint(**call, Tags=tags({"notebooked/endpoint": name, **own_tags}))
+            return self._settled(name, config)
+        now = self._state(name)
+        if (now.config, now.roles) != (before.config, before.roles):
+            raise conflict(name, "another deployment was done while this one was prepared")
+        kept = {item["VariantName"].removeprefix("v") for item in variants}
+        try:
+            # SageMaker refuses to remove a variant that is scaled.
+            self._unscale(name, {v: before.documents.get(v, {}) for v in before.weights if v not in kept})
+            with translated(what), self._conflicts(name):
+                self._sagemaker.update_endpoint(**call, **({"DeploymentConfig": policy} if policy else {}))
+            return self._settled(name, config)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self._rescale(before)
+            raise
+
+    def _served(self, state: State) -> Endpoint:
+        """What is to be done when a configuration is served."""
+        self._tidy(state)
+        self._input.forget(state.name)
+        self._rescale(state)
+        return self._view(state)
 
     def _settled(self, name: str, config: str) -> State:
         """Wait until SageMaker is done; the endpoint then has to serve this configuration."""
@@ -474,15 +530,19 @@ class Hosting:
             self._storage.remove_below(self._place(name, version))
 
     def _tidy(self, state: State) -> None:
-        """Remove configurations and versions that nothing serves or keeps for a rollback."""
+        """Remove configurations and versions that nothing serves or keeps for a rollback.
+
+        A version that is newer than all of these is of a deployment that has begun in the meantime.
+        """
         name, kept = state.name, set(state.roles.values())
+        newest = max(map(int, kept))
         with contextlib.suppress(NotebookedError):
             for config in self._names("list_endpoint_configs", "EndpointConfigs", "EndpointConfigName", name):
-                if config != state.config:
+                if config != state.config and int(_version(config, name)) <= newest:
                     self._remove("delete_endpoint_config", EndpointConfigName=config)
             for model in self._names("list_models", "Models", "ModelName", name):
-                version = model.rpartition("-v")[2]
-                if version not in kept:
+                version = _version(model, name)
+                if version not in kept and int(version) <= newest:
                     self._remove("delete_model", ModelName=model)
                     self._storage.remove_below(self._place(name, version))
 
@@ -504,35 +564,44 @@ class Hosting:
                 if code_of(error) != "ValidationException":
                     raise
 
-    def _scale(self, name: str, version: str, options: SageMakerEndpoint) -> None:
-        assert options.autoscaling is not None
+    def _rescale(self, state: State) -> None:
+        """Let every version that is served scale as it was deployed to."""
         scaling = self._session.client("application-autoscaling")
-        target = {**_DIMENSION, "ResourceId": f"endpoint/{aws_name(name)}/variant/v{version}"}
-        with translated(f"Autoscaling of endpoint {name!r} cannot be set up"):
-            scaling.register_scalable_target(
-                **target, MinCapacity=options.autoscaling.min, MaxCapacity=options.autoscaling.max
-            )
-            scaling.put_scaling_policy(
-                **target,
-                PolicyName=f"{aws_name(name)}-v{version}",
-                PolicyType="TargetTrackingScaling",
-                TargetTrackingScalingPolicyConfiguration={
-                    "TargetValue": options.autoscaling.invocations,
-                    "PredefinedMetricSpecification": {
-                        "PredefinedMetricType": "SageMakerVariantInvocationsPerInstance"
+        for version in state.weights:
+            wanted = state.documents.get(version, {}).get("autoscaling")
+            if wanted is None:
+                continue
+            target = _target(state.name, version)
+            with translated(f"Autoscaling of endpoint {state.name!r} cannot be set up"):
+                scaling.register_scalable_target(
+                    **target, MinCapacity=wanted["min"], MaxCapacity=wanted["max"]
+                )
+                scaling.put_scaling_policy(
+                    **target,
+                    PolicyName=f"{aws_name(state.name)}-v{version}",
+                    PolicyType="TargetTrackingScaling",
+                    TargetTrackingScalingPolicyConfiguration={
+                        "TargetValue": wanted["invocations"],
+                        "PredefinedMetricSpecification": {
+                            "PredefinedMetricType": "SageMakerVariantInvocationsPerInstance"
+                        },
                     },
-                },
-            )
+                )
 
-    def _unscale(self, name: str, version: str) -> None:
+    def _unscale(self, name: str, documents: Mapping[str, Mapping[str, Any]]) -> None:
         from botocore.exceptions import ClientError
 
-        if not self._document(name, version).get("variant", {}).get("scaled"):
-            return
-        with contextlib.suppress(ClientError):
-            self._session.client("application-autoscaling").deregister_scalable_target(
-                **_DIMENSION, ResourceId=f"endpoint/{aws_name(name)}/variant/v{version}"
-            )
+        scaling = self._session.client("application-autoscaling")
+        for version, document in documents.items():
+            if document.get("autoscaling") is None:
+                continue
+            with translated(f"Autoscaling of endpoint {name!r} cannot be ended"):
+                try:
+                    scaling.deregister_scalable_target(**_target(name, version))
+                except ClientError as error:
+                    # It does not scale any more.
+                    if code_of(error) != "ObjectNotFoundException":
+                        raise
 
     @contextlib.contextmanager
     def _conflicts(self, name: str) -> Any:
@@ -561,12 +630,12 @@ def check_name(name: str) -> None:
         raise ConfigError(
             f"{name!r} cannot be the name of an endpoint at SageMaker.",
             key="endpoint.name",
-            hint="Use letters, digits and hyphens, at most 50 of them.",
+            hint=f"Use letters, digits and hyphens, at most {_LONGEST_NAME} of them.",
         )
 
 
 def _machine(options: SageMakerEndpoint) -> dict[str, Any]:
-    """What a version runs on, as part of a ProductionVariant; ``scaled`` is ours."""
+    """What a version runs on, as part of a ProductionVariant."""
     if options.serverless is not None:
         return {
             "ServerlessConfig": {
@@ -582,18 +651,34 @@ def _machine(options: SageMakerEndpoint) -> dict[str, Any]:
         "InitialInstanceCount": count,
         "ContainerStartupHealthCheckTimeoutInSeconds": options.startup_timeout,
         "ModelDataDownloadTimeoutInSeconds": options.startup_timeout,
-        **({"scaled": True} if options.autoscaling is not None else {}),
     }
 
 
 def _variant(name: str, version: str, document: Mapping[str, Any], weight: int) -> dict[str, Any]:
-    machine = {key: value for key, value in document["variant"].items() if key != "scaled"}
     return {
         "VariantName": f"v{version}",
         "ModelName": f"{aws_name(name)}-v{version}",
         "InitialVariantWeight": float(weight),
-        **machine,
+        **document["variant"],
     }
+
+
+def _kept(state: State, version: str, weight: int) -> dict[str, Any]:
+    """The variant of a version that goes on being served, with as many machines as it has grown to."""
+    variant = _variant(state.name, version, state.documents[version], weight)
+    if version in state.counts:
+        variant["InitialInstanceCount"] = state.counts[version]
+    return variant
+
+
+def _version(made: str, name: str) -> str:
+    """The version that a configuration or a model of an endpoint was made for."""
+    return made.removeprefix(f"{aws_name(name)}-v").partition("-")[0]
+
+
+def _target(name: str, version: str) -> dict[str, str]:
+    """A variant as Application Auto Scaling names it."""
+    return {**_DIMENSION, "ResourceId": f"endpoint/{aws_name(name)}/variant/v{version}"}
 
 
 def _policy(options: SageMakerEndpoint) -> dict[str, Any] | None:

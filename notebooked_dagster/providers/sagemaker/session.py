@@ -134,6 +134,7 @@ def translated(what: str) -> Iterator[None]:
     Args:
         what: What was tried, as the start of a sentence.
     """
+    from boto3.exceptions import Boto3Error, RetriesExceededError
     from botocore.exceptions import (
         BotoCoreError,
         ClientError,
@@ -164,6 +165,12 @@ def translated(what: str) -> Iterator[None]:
         raise ConfigError(f"{what}: {' '.join(str(error).split())}.") from error
     except ClientError as error:
         raise from_client_error(what, error) from error
+    except Boto3Error as error:
+        # A transfer's own; what AWS said is what it was handling then.
+        if isinstance(error.__context__, ClientError):
+            raise from_client_error(what, error.__context__) from error
+        kind = OutOfReachError if isinstance(error, RetriesExceededError) else ProviderError
+        raise kind(f"{what}: {error}.".replace("..", ".")) from error
     except (ConnectionError, HTTPClientError) as error:
         raise OutOfReachError(f"{what}: {error}.".replace("..", "."), hint="Check the network.") from error
     except BotoCoreError as error:

@@ -42,10 +42,7 @@ class Storage:
         """Send a file."""
         bucket, key = split(uri)
         with translated(f"{uri} cannot be written"):
-            try:
-                self._s3.upload_file(str(path), bucket, key)
-            except _failed_upload() as error:
-                raise error.__cause__ if isinstance(error.__cause__, Exception) else error from None
+            self._s3.upload_file(str(path), bucket, key)
 
     def write(self, uri: str, content: bytes, *, new: bool = False) -> bool:
         """Write an object; with ``new`` only where there is none. Returns whether it was written."""
@@ -146,11 +143,4 @@ def _client_error() -> type[Exception]:
     from botocore.exceptions import ClientError
 
     found: type[Exception] = ClientError
-    return found
-
-
-def _failed_upload() -> type[Exception]:
-    from boto3.exceptions import S3UploadFailedError
-
-    found: type[Exception] = S3UploadFailedError
     return found

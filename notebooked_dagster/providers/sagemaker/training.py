@@ -99,19 +99,14 @@ def training_request(
         "Environment": _checked(environment),
         "Tags": tags({"notebooked/experiment": spec.experiment, **options.tags}),
     }
-    if data is not None:
-        request["InputDataConfig"] = [
-            {
-                "ChannelName": "training",
-                "DataSource": {
-                    "S3DataSource": {
-                        "S3DataType": "S3Prefix",
-                        "S3Uri": data,
-                        "S3DataDistributionType": "FullyReplicated",
-                    }
-                },
-            }
-        ]
+    channels = [_channel("training", data)] if data is not None else []
+    if options.network_isolation:
+        # The container reaches no S3: SageMaker itself brings the package in.
+        channels.append(_channel("code", source))
+        brought = f"/opt/ml/input/data/code/{source.rpartition('/')[2]}"
+        request["HyperParameters"]["sagemaker_submit_directory"] = json.dumps(brought)
+    if channels:
+        request["InputDataConfig"] = channels
     if options.subnets:
         request["VpcConfig"] = {
             "Subnets": list(options.subnets),
@@ -121,10 +116,15 @@ def training_request(
         request["EnableManagedSpotTraining"] = True
         request["StoppingCondition"]["MaxWaitTimeInSeconds"] = max(options.max_wait or 2 * runtime, runtime)
     if options.checkpoint:
-        # By experiment, not by job: the next job goes on where an interrupted one stopped.
-        folder = f"{output.rsplit('/', 1)[0]}/checkpoints/{spec.experiment}"
+        # By job: spot capacity that comes back goes on with the same job, and no other training is to begin from it.
+        folder = f"{output.rsplit('/', 1)[0]}/checkpoints/{name}"
         request["CheckpointConfig"] = {"S3Uri": folder}
     return request
+
+
+def _channel(name: str, uri: str) -> dict[str, Any]:
+    place = {"S3DataType": "S3Prefix", "S3Uri": uri, "S3DataDistributionType": "FullyReplicated"}
+    return {"ChannelName": name, "DataSource": {"S3DataSource": place}}
 
 
 def tags(wanted: Mapping[str, str]) -> list[dict[str, str]]:

@@ -28,7 +28,9 @@ from notebooked_dagster.errors import (
     TrainingKilledError,
 )
 from notebooked_dagster.providers.base import EndpointStatus, Experiment, JobStatus
+from notebooked_dagster.providers.cloud.waiting import OutOfReachError
 from notebooked_dagster.providers.sagemaker import SageMakerProvider
+from notebooked_dagster.providers.sagemaker.session import translated
 from tests.clouds.aws import AwsServer
 from tests.clouds.kit import BUCKET, ROLE, sagemaker_provider
 from tests.contract.scripts import write_scripts
@@ -405,12 +407,38 @@ def test_options_reach_the_request(
     request = aws.sagemaker.jobs[job.id].request
     assert request["EnableManagedSpotTraining"] is True
     assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 3600, "MaxWaitTimeInSeconds": 7200}
-    assert request["CheckpointConfig"] == {"S3Uri": f"s3://{BUCKET}/notebooked/checkpoints/sample"}
+    assert request["CheckpointConfig"] == {"S3Uri": f"s3://{BUCKET}/notebooked/checkpoints/{job.id}"}
     assert request["ResourceConfig"]["InstanceCount"] == 2
     assert request["ResourceConfig"]["VolumeKmsKeyId"] == "key-1"
     assert request["VpcConfig"] == {"Subnets": ["subnet-1"], "SecurityGroupIds": ["sg-1"]}
     assert {"Key": "team", "Value": "ml - co"} in request["Tags"]
     assert "saved by spot (%)" in job.facts
+
+
+def test_without_a_network_the_package_comes_by_a_channel(
+    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment
+) -> None:
+    training = {"network_isolation": True, "image": "mine"}
+    job = provider.train(dataclasses.replace(experiment, options={"training": training}))
+    assert job.status is JobStatus.SUCCEEDED
+
+
+def test_an_upload_that_fails_is_told_as_any_call_is(
+    experiment: Experiment, provider: SageMakerProvider, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ProviderError, match="does not exist"):
+        provider.storage.upload(tmp_path / "file", "s3://nobodys-bucket/file")
+
+
+def test_a_transfer_that_gave_up_may_work_later() -> None:
+    from boto3.exceptions import RetriesExceededError
+
+    with (
+        pytest.raises(OutOfReachError, match="The file cannot be read"),
+        translated("The file cannot be read"),
+    ):
+        raise RetriesExceededError(OSError("reset"))
 
 
 @pytest.mark.parametrize(
