@@ -7,6 +7,7 @@ API documents, take time, and fail as told (``fail``); what a container prints i
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import io
 import json
 import math
@@ -664,6 +665,7 @@ class AwsServer:
         self.sagemaker.role = self.environment()
         self._clients = threading.local()
         self.denied: set[str] = set()
+        self.policy: dict[str, Any] | None = None
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def environment(self) -> dict[str, str]:
@@ -753,13 +755,44 @@ class AwsServer:
             )
             return [content]
 
+    def _allowed(self, action: str, resources: list[str], context: dict[str, list[str]]) -> bool:
+        if action in self.denied or self.policy is None:
+            return action not in self.denied
+        own = [statement for statement in self.policy["Statement"] if action in statement["Action"]]
+        return all(
+            any(
+                any(fnmatch.fnmatchcase(resource, pattern) for pattern in statement["Resource"])
+                and all(
+                    any(
+                        fnmatch.fnmatchcase(value, p)
+                        for value in context.get(key, [])
+                        for p in _listed(wanted)
+                    )
+                    for test in statement.get("Condition", {}).values()
+                    for key, wanted in test.items()
+                )
+                for statement in own
+            )
+            for resource in resources
+        )
+
     def _simulate(self, form: dict[str, list[str]], start: Callable[..., Any]) -> list[bytes]:
-        """IAM's SimulatePrincipalPolicy, which moto has not."""
-        actions = [values[0] for name, values in form.items() if name.startswith("ActionNames.member.")]
+        """IAM's SimulatePrincipalPolicy, which moto has not: what no policy denies and ``policy``, if there is one, allows."""
+
+        def given(start: str) -> list[str]:
+            return [
+                values[0] for name, values in form.items() if re.fullmatch(start + r"\.member\.\d+", name)
+            ]
+
+        context = {
+            form[f"{entry}.ContextKeyName"][0]: given(re.escape(entry) + r"\.ContextKeyValues")
+            for entry in {name.rpartition(".")[0] for name in form if name.endswith(".ContextKeyName")}
+        }
+        resources = given("ResourceArns") or ["*"]
         members = "".join(
             f"<member><EvalActionName>{action}</EvalActionName><EvalDecision>"
-            f"{'implicitDeny' if action in self.denied else 'allowed'}</EvalDecision></member>"
-            for action in actions
+            f"{'allowed' if self._allowed(action, resources, context) else 'implicitDeny'}</EvalDecision></member>"
+            for action in given("ActionNames")
         )
         reply = (
             '<SimulatePrincipalPolicyResponse xmlns="https://iam.amazonaws.com/doc/2010-05-08/"><SimulatePrincipalPolicyResult>'
@@ -804,6 +837,10 @@ def _refuse(fault: str | None) -> None:
     if fault in errors:
         code, message, status = errors[fault]
         raise ApiError(code, message, status)
+
+
+def _listed(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
 
 
 def _split(uri: str) -> tuple[str, str]:

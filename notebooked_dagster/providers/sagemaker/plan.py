@@ -5,6 +5,7 @@ from __future__ import annotations
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from notebooked_dagster.providers.base import Experiment, Plan, PlanItem
 from notebooked_dagster.providers.cloud.provider import job_name
 
 from . import prices
-from .policy import CALLER_ACTIONS, caller_policy, role_policy, trust_policy
+from .policy import caller_policy, role_policy, trust_policy
 from .session import code_of, message_of
 from .storage import split
 
@@ -44,7 +45,8 @@ def plan(provider: SageMakerProvider, experiment: Experiment, endpoint_name: str
         "instance": f"{spec.instance_count} x {request['ResourceConfig']['InstanceType']}",
     }
     facts.update(_cost(provider, request, spec.instance_count))
-    items = list(_looked(provider, experiment, request, data, endpoint_name))
+    scaled = options.endpoint.autoscaling is not None
+    items = list(_looked(provider, request, data, endpoint_name, scaled))
     if not image.fits:
         python = ".".join(map(str, image.python or ()))
         items.append(
@@ -55,13 +57,6 @@ def plan(provider: SageMakerProvider, experiment: Experiment, endpoint_name: str
             )
         )
     account = next((item.text.split()[-1] for item in items if item.text.startswith("AWS account")), "*")
-    where = (
-        provider.session.partition,
-        provider.session.region,
-        account,
-        provider.storage.bucket,
-        provider.storage.prefix,
-    )
     return Plan(
         provider=provider.name,
         experiment=experiment.name,
@@ -73,13 +68,22 @@ def plan(provider: SageMakerProvider, experiment: Experiment, endpoint_name: str
         facts=facts,
         items=tuple(items),
         policies={
-            "caller": caller_policy(
-                *where, provider.role, autoscaling=options.endpoint.autoscaling is not None
+            "caller": _callers(provider, account, scaled),
+            "execution role": role_policy(
+                *_where(provider, account), data if data is not None and is_url(data) else None
             ),
-            "execution role": role_policy(*where, data if data is not None and is_url(data) else None),
             "trust of the execution role": trust_policy(),
         },
     )
+
+
+def _where(provider: SageMakerProvider, account: str) -> tuple[str, str, str, str, str]:
+    session, storage = provider.session, provider.storage
+    return session.partition, session.region, account, storage.bucket, storage.prefix
+
+
+def _callers(provider: SageMakerProvider, account: str, scaled: bool) -> dict[str, Any]:
+    return caller_policy(*_where(provider, account), provider.role, autoscaling=scaled)
 
 
 def _shown(name: str, value: str) -> str:
@@ -120,10 +124,10 @@ def _cost(
 
 def _looked(
     provider: SageMakerProvider,
-    experiment: Experiment,
     request: dict[str, Any],
     data: str | None,
     endpoint_name: str | None,
+    scaled: bool,
 ) -> Iterator[PlanItem]:
     session = provider.session
     identity = _ask("The credentials", lambda: session.client("sts").get_caller_identity())
@@ -135,7 +139,8 @@ def _looked(
     yield PlanItem("exists", f"AWS account {identity['Account']}")
     yield from _bucket(provider)
     yield from _role(provider)
-    yield from _permissions(provider, str(identity["Arn"]))
+    policy = _callers(provider, str(identity["Account"]), scaled)
+    yield from _permissions(provider, str(identity["Arn"]), policy)
     yield from _quota(provider, request)
     if data is not None and is_url(data):
         yield from _data(provider, data)
@@ -201,29 +206,53 @@ def _role(provider: SageMakerProvider) -> Iterator[PlanItem]:
         )
 
 
-def _permissions(provider: SageMakerProvider, caller: str) -> Iterator[PlanItem]:
-    source = _principal(caller)
-    actions = [*CALLER_ACTIONS, "s3:PutObject", "s3:GetObject", "iam:PassRole", "logs:GetLogEvents"]
-    found = _ask(
-        "The caller's permissions",
-        lambda: provider.session.client("iam").simulate_principal_policy(
-            PolicySourceArn=source, ActionNames=actions
-        ),
-    )
-    if isinstance(found, PlanItem):
-        yield PlanItem("unknown", found.text, "`notebooked plan --policy` prints what it needs.")
-        return
-    denied = [
-        item["EvalActionName"] for item in found["EvaluationResults"] if item["EvalDecision"] != "allowed"
-    ]
+def _permissions(provider: SageMakerProvider, caller: str, policy: dict[str, Any]) -> Iterator[PlanItem]:
+    """What of our own policy the caller may not do."""
+    denied: list[str] = []
+    for statement in policy["Statement"]:
+        found = _ask("The caller's permissions", partial(_denied, provider, _principal(caller), statement))
+        if isinstance(found, PlanItem):
+            yield PlanItem("unknown", found.text, "`notebooked plan --policy` prints what it needs.")
+            return
+        denied.extend(found)
     if denied:
         yield PlanItem(
             "missing",
-            f"The caller may not: {', '.join(denied)}.",
+            f"The caller may not: {', '.join(dict.fromkeys(denied))}.",
             "`notebooked plan --policy` prints the policy.",
         )
     else:
         yield PlanItem("exists", "The caller's permissions.")
+
+
+def _denied(provider: SageMakerProvider, principal: str, statement: dict[str, Any]) -> list[str]:
+    """The actions of a statement that IAM denies, asked of its own resources and under its own conditions."""
+    told = {key: value for test in statement.get("Condition", {}).values() for key, value in test.items()}
+    pages = provider.session.client("iam").get_paginator("simulate_principal_policy")
+    results = pages.paginate(
+        PolicySourceArn=principal,
+        ActionNames=statement["Action"],
+        ResourceArns=statement["Resource"],
+        ContextEntries=[
+            {
+                "ContextKeyName": key,
+                "ContextKeyType": "string",
+                "ContextKeyValues": [value] if isinstance(value, str) else value,
+            }
+            for key, value in told.items()
+        ],
+    )
+    return [
+        item["EvalActionName"]
+        for page in results
+        for item in page["EvaluationResults"]
+        # An action need not be allowed on every kind of thing that its statement names.
+        if "allowed"
+        not in {
+            item["EvalDecision"],
+            *(own["EvalResourceDecision"] for own in item.get("ResourceSpecificResults", ())),
+        }
+    ]
 
 
 def _principal(arn: str) -> str:

@@ -80,6 +80,9 @@ def test_permissions_that_the_caller_lacks_are_named(
     aws: AwsServer, provider: SageMakerProvider, experiment: Experiment
 ) -> None:
     assert "The caller's permissions" in texts(provider.plan(experiment), "exists")
+    # Who has our own policy, and nothing else, lacks nothing.
+    aws.policy = provider.plan(experiment).policies["caller"]
+    assert "The caller's permissions" in texts(provider.plan(experiment), "exists")
     aws.denied.add("sagemaker:StopTrainingJob")
     assert "may not: sagemaker:StopTrainingJob" in texts(provider.plan(experiment), "missing")
 
