@@ -5,8 +5,12 @@ instance; what a job was made from is in the observation its run left (``submiss
 stands for is seen in the event log: a daemon that dies between the two reports once more, and never forgets.
 """
 
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -29,6 +33,8 @@ FAILED = "failed job"
 SUPERSEDED = "superseded job"
 # Dagster gives a sensor 60 s; what is not finished in one look is finished in the next.
 _LONGEST_LOOK = 40.0
+# By how much Dagster's clock and a cloud's may differ.
+_CLOCKS = timedelta(minutes=10)
 _LOOKED_BACK = 200
 
 
@@ -43,13 +49,14 @@ def training_jobs_sensor(
         default_status: Whether it is on without anybody switching it on.
     """
     by_name = {spec.name: spec for spec in experiments}
+    answers = _Answers()
 
     def evaluate(context: dg.SensorEvaluationContext) -> Any:
         waiting = [item for item in submissions(context.instance) if item.experiment in by_name]
         if not waiting:
             return dg.SkipReason("No training is waited for.")
         providers: ProviderResource = getattr(context.resources, PROVIDER)
-        look = _Look(context.instance, getattr(context.resources, TRACKING))
+        look = _Look(context.instance, getattr(context.resources, TRACKING), answers)
         for name in sorted({item.provider for item in waiting}):
             mine = [item for item in waiting if item.provider == name]
             look.at(name, providers, mine, by_name)
@@ -70,15 +77,45 @@ def training_jobs_sensor(
     )
 
 
+class _Answers:
+    """What has become of jobs, asked in threads of their own: who is told that a job has ended also brings its model home.
+
+    That may take longer than a tick: a question that is open then is not asked again, and a later tick has its answer. What
+    a process had open that ended is asked anew by the next.
+    """
+
+    def __init__(self) -> None:
+        self._open: dict[str, futures.Future[TrainingJob | None]] = {}
+
+    def of(
+        self, token: str, ask: Callable[[], TrainingJob | None], patience: float
+    ) -> futures.Future[TrainingJob | None] | None:
+        """The answer; None while there is none. A question that was open before is not waited for."""
+        future = self._open.get(token)
+        if future is None:
+            future = self._open[token] = futures.Future()
+            threading.Thread(target=_answer, args=(future, ask), daemon=True).start()
+            futures.wait([future], timeout=patience)
+        return self._open.pop(token) if future.done() else None
+
+
+def _answer(future: futures.Future[TrainingJob | None], ask: Callable[[], TrainingJob | None]) -> None:
+    try:
+        future.set_result(ask())
+    except BaseException as error:
+        future.set_exception(error)
+
+
 class _Look:
     """One look at everything that was submitted."""
 
-    def __init__(self, instance: dg.DagsterInstance, tracking: TrackingResource) -> None:
+    def __init__(self, instance: dg.DagsterInstance, tracking: TrackingResource, answers: _Answers) -> None:
         self.events: list[Any] = []
         self.notes: list[str] = []
         self.going_on = 0
         self._instance = instance
         self._tracking = tracking
+        self._answers = answers
         self._deadline = time.monotonic() + _LONGEST_LOOK
 
     def at(
@@ -92,13 +129,14 @@ class _Look:
         try:
             provider = providers.get(name)
             # All that run cost one question; only those that have ended are asked for one by one.
-            known = {job.id: job.status.finished for job in provider.list_jobs()}
+            since = datetime.fromtimestamp(min(item.created_at for item in items), UTC) - _CLOCKS
+            known = provider.states(since)
         except (NotebookedError, OSError) as error:
             self.notes.append(f"{name}: {error}")
             return
         for item in items:
             spec = by_name[item.experiment]
-            if item.job_id is not None and not known.get(item.job_id, True):
+            if item.job_id in known and not known[item.job_id].finished:
                 # What runs has left nothing in the event log yet: most of what waits costs no query.
                 self.going_on += 1
                 continue
@@ -123,10 +161,16 @@ class _Look:
         return " ".join([*self.notes, *models, f"{self.going_on} training jobs run."])
 
     def _job(self, provider: BaseProvider, spec: ExperimentSpec, item: Submission) -> TrainingJob | None:
-        """The job now; None where there is none and may yet be one. Raises JobNotFoundError where there will be none."""
-        if item.job_id is not None:
-            return provider.status(item.job_id)
-        job = provider.job_of(spec.config.name, item.token)
+        """The job now; None where there is none to tell yet. Raises JobNotFoundError where there will be none."""
+        ask: Callable[[], TrainingJob | None] = (
+            partial(provider.status, item.job_id)
+            if item.job_id is not None
+            else partial(provider.job_of, spec.config.name, item.token)
+        )
+        answer = self._answers.of(item.token, ask, self._deadline - time.monotonic())
+        if answer is None:
+            return None
+        job = answer.result()
         run = self._instance.get_run_by_id(item.run_id)
         if job is None and (run is None or run.is_finished):
             raise JobNotFoundError(f"Run {item.run_id} ended before it had submitted the training.")

@@ -278,6 +278,10 @@ class BaseProvider(ABC):
     def list_jobs(self, experiment: str | None = None) -> list[TrainingJob]:
         """All jobs the provider knows of, newest first."""
 
+    def states(self, since: datetime) -> dict[str, JobStatus]:
+        """Where the jobs stand by their ids, in as few questions as can be; those made before ``since`` need not be told."""
+        return {job.id: job.status for job in self.list_jobs()}
+
     @abstractmethod
     def deploy(
         self,

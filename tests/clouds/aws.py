@@ -180,7 +180,11 @@ class SageMaker:
 
     def list_training_jobs(self, p: dict[str, Any]) -> dict[str, Any]:
         with self.lock:
-            found = [(n, j) for n, j in self.jobs.items() if p.get("NameContains", "") in n]
+            found = [
+                (n, j)
+                for n, j in self.jobs.items()
+                if p.get("NameContains", "") in n and j.created >= p.get("CreationTimeAfter", 0)
+            ]
         found.sort(key=lambda item: item[1].created, reverse=p.get("SortOrder") != "Ascending")
         page, token = self._page(found, p)
         return {

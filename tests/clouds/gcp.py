@@ -664,6 +664,10 @@ def _strict(document: dict[str, Any], kind: Any) -> Any:
 def _matches(wanted: str, message: Any) -> bool:
     if not wanted:
         return True
+    head, _, made = wanted.partition(" AND create_time>=")
+    if made:
+        since = datetime.fromisoformat(made.strip('"'))
+        return _matches(head, message) and message.create_time.ToDatetime(UTC) >= since
     if match := re.fullmatch(r"labels\.(\w+):\*", wanted):
         return match[1] in message.labels
     if match := re.fullmatch(r'labels\.(\w+)="?([\w-]*)"?', wanted):

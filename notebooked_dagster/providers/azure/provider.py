@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -213,7 +214,8 @@ class AzureProvider(CloudProvider):
         details = {} if is_waiting(job) else self.session.run_details(job_id) or {}
         return remote_of(job, details, self.prices)
 
-    def _summaries(self) -> dict[str, Remote]:
+    def _summaries(self, since: datetime | None = None) -> dict[str, Remote]:
+        # The list knows no filter by time, and in which order it comes is documented nowhere.
         found = {}
         query = {"tag": TAG, "jobType": "Command", "listViewType": "ActiveOnly"}
         for job in self.session.pages("/jobs", what="Training jobs cannot be listed", query=query):

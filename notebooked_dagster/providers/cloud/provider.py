@@ -140,8 +140,11 @@ class CloudProvider(CloudEndpoints):
         """The job now; None where the cloud knows none of that name."""
 
     @abstractmethod
-    def _summaries(self) -> dict[str, Remote]:
-        """All jobs of ours, newest first, in as few calls as can be; only status and times need be right."""
+    def _summaries(self, since: datetime | None = None) -> dict[str, Remote]:
+        """All jobs of ours, newest first, in as few calls as can be; only status and times need be right.
+
+        Of those made before ``since`` it tells what costs nothing more.
+        """
 
     @abstractmethod
     def _stop(self, job_id: str) -> None:
@@ -643,6 +646,10 @@ class CloudProvider(CloudEndpoints):
                 details={"job": job_id},
             )
         return record.view(folder)
+
+    def states(self, since: datetime) -> dict[str, JobStatus]:
+        """Where the jobs stand, as the cloud's own list has it."""
+        return {job_id: remote.status for job_id, remote in self._summaries(since).items()}
 
     def list_jobs(self, experiment: str | None = None) -> list[TrainingJob]:
         """All jobs of ours in the cloud, and those on disk that it has forgotten; newest first.

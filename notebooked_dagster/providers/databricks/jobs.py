@@ -71,10 +71,11 @@ class Jobs:
                     return None
                 raise
 
-    def all(self, now: datetime) -> dict[str, Any]:
+    def all(self, now: datetime, since: datetime | None = None) -> dict[str, Any]:
         """All runs of ours by our names, newest first, without what they were asked to do."""
         found: dict[str, Any] = {}
-        for run in self._list(int((now.timestamp() - _KEPT) * 1000), _LISTED):
+        oldest = max(now.timestamp() - _KEPT, since.timestamp() if since is not None else 0.0)
+        for run in self._list(int(oldest * 1000), _LISTED):
             if is_job_name(run.run_name or ""):
                 found.setdefault(run.run_name, run)
                 self._runs.setdefault(run.run_name, run.run_id)

@@ -217,8 +217,8 @@ class DatabricksProvider(CloudProvider):
             remote = remote_of(found, self.prices, self._model(job_id), said_by_run)
         return remote
 
-    def _summaries(self) -> dict[str, Remote]:
-        found = self._jobs.all(datetime.now(UTC))
+    def _summaries(self, since: datetime | None = None) -> dict[str, Remote]:
+        found = self._jobs.all(datetime.now(UTC), since)
         return {name: remote_of(run, self.prices, self._model(name)) for name, run in found.items()}
 
     def _stop(self, job_id: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -200,7 +201,8 @@ class KubernetesProvider(CloudProvider):
     def _look(self, job_id: str) -> Remote | None:
         return self._jobs.find(job_id)
 
-    def _summaries(self) -> dict[str, Remote]:
+    def _summaries(self, since: datetime | None = None) -> dict[str, Remote]:
+        # A cluster keeps Jobs for a while only, and tells them all in one call.
         return self._jobs.all()
 
     def _stop(self, job_id: str) -> None:

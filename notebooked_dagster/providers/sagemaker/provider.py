@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -260,7 +261,7 @@ class SageMakerProvider(CloudProvider):
                 raise
         return remote_of(found, self.session.region, self.prices)
 
-    def _summaries(self) -> dict[str, Remote]:
+    def _summaries(self, since: datetime | None = None) -> dict[str, Remote]:
         found: dict[str, Remote] = {}
         with translated("Training jobs cannot be listed"):
             pages = self.session.client("sagemaker").get_paginator("list_training_jobs")
@@ -269,6 +270,7 @@ class SageMakerProvider(CloudProvider):
                 SortBy="CreationTime",
                 SortOrder="Descending",
                 PaginationConfig={"MaxItems": _JOBS_LISTED, "PageSize": 100},
+                **({"CreationTimeAfter": since} if since is not None else {}),
             ):
                 for item in page["TrainingJobSummaries"]:
                     if item["TrainingJobName"].startswith("nbd-"):

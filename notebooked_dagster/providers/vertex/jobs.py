@@ -85,10 +85,11 @@ class Jobs:
             self.find(name)
         return self._created.get(name)
 
-    def all(self) -> dict[str, Any]:
+    def all(self, since: datetime | None = None) -> dict[str, Any]:
         """All jobs of ours by our names, newest first, without what they were asked to do."""
         found: dict[str, Any] = {}
-        for job in self._list(f"labels.{LABEL}:*", _SUMMARY):
+        made = f' AND create_time>="{since.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"' if since is not None else ""
+        for job in self._list(f"labels.{LABEL}:*{made}", _SUMMARY):
             found.setdefault(job.labels[LABEL], job)
             self._resources.setdefault(job.labels[LABEL], job.name)
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -223,10 +224,10 @@ class VertexProvider(CloudProvider):
         found = self._jobs.find(job_id)
         return None if found is None else remote_of(found, self.prices, self._model(job_id))
 
-    def _summaries(self) -> dict[str, Remote]:
+    def _summaries(self, since: datetime | None = None) -> dict[str, Remote]:
         return {
             name: remote_of(job, self.prices, self._model(name))
-            for name, job in self._jobs.all().items()
+            for name, job in self._jobs.all(since).items()
             if name.startswith("nbd-")
         }
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +14,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from notebooked_dagster.components import submitted
 from notebooked_dagster.components.submission import taken_up
 from notebooked_dagster.providers.base import Experiment, JobStatus, TrainingJob
 from tests.unit.components.kit import MODEL, HandProject, HandProvider, hand_project
@@ -55,6 +58,33 @@ def test_a_model_is_made_when_its_job_has_ended_and_only_then(project: HandProje
     assert project.look() == []
     assert project.note == "No training is waited for."
     assert [model.metadata["job"].value for model in project.models()] == ["job-1"]
+
+
+def test_a_job_that_takes_longer_than_a_look_to_bring_home_is_asked_once(
+    project: HandProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert project.run("model").success
+    project.provider.end("job-1")
+    asked: list[str] = []
+    home = threading.Event()
+    status = project.provider.status
+
+    def slowly(job_id: str) -> TrainingJob:
+        asked.append(job_id)
+        assert home.wait(60)
+        return status(job_id)
+
+    monkeypatch.setattr(project.provider, "status", slowly)
+    monkeypatch.setattr(submitted, "_LONGEST_LOOK", 0.2)
+    for _ in range(2):
+        assert project.look() == []
+        assert project.note == "1 training jobs run."
+    home.set()
+    deadline = time.monotonic() + 60
+    while not (events := project.look()) and time.monotonic() < deadline:
+        pass
+    assert kinds(events) == ["AssetMaterialization"]
+    assert asked == ["job-1"]
 
 
 def test_dagster_knows_its_inputs_as_of_a_training_that_was_waited_for(project: HandProject) -> None:

@@ -67,7 +67,7 @@ class DictCloud(CloudProvider):
             found = dataclasses.replace(DONE, environment=found.environment)
         return found
 
-    def _summaries(self) -> dict[str, Remote]:
+    def _summaries(self, since: datetime | None = None) -> dict[str, Remote]:
         return dict(self.sky.jobs)
 
     def _stop(self, job_id: str) -> None:

@@ -12,6 +12,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -332,6 +333,10 @@ def test_a_hundred_waiting_jobs_are_one_call(
     aws.sagemaker.calls.clear()
     assert len(provider.list_jobs()) == 12
     assert aws.sagemaker.calls == ["ListTrainingJobs"]
+    now = datetime.now(UTC)
+    assert set(provider.states(now - timedelta(hours=1)).values()) <= {JobStatus.PENDING, JobStatus.RUNNING}
+    assert len(provider.states(now - timedelta(hours=1))) == 12
+    assert provider.states(now + timedelta(hours=1)) == {}
 
 
 def test_what_a_job_cost_is_told(aws: AwsServer, provider: SageMakerProvider, experiment: Experiment) -> None:

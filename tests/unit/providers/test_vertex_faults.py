@@ -12,6 +12,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -464,6 +465,9 @@ def test_a_hundred_waiting_jobs_are_one_call(
     gcp.vertex.calls.clear()
     assert len(provider.list_jobs()) == 6
     assert gcp.vertex.calls == ["ListCustomJobs"]
+    now = datetime.now(UTC)
+    assert len(provider.states(now - timedelta(hours=1))) == 6
+    assert provider.states(now + timedelta(hours=1)) == {}
 
 
 def test_what_a_job_cost_is_told(
