@@ -11,7 +11,7 @@ from typing import Any
 
 from notebooked_dagster.config.kubernetes import KubernetesStorage
 from notebooked_dagster.errors import ConfigError
-from notebooked_dagster.providers.sagemaker.session import AwsSession, translated
+from notebooked_dagster.providers.sagemaker.session import AwsSession
 from notebooked_dagster.providers.sagemaker.storage import Storage, split
 
 # Stores of one's own have no regions, and the SDK signs with one all the same.
@@ -56,13 +56,3 @@ class ObjectStore(Storage):
         except ValueError:
             return None
         return found if isinstance(found, dict) else None
-
-    def holds(self, uri: str) -> bool:
-        """Whether there is an object at an address, or any below it."""
-        bucket, key = split(uri)
-        with translated(f"{uri} cannot be looked at"):
-            found = self.session.client("s3").list_objects_v2(
-                Bucket=bucket, Prefix=key.rstrip("/"), MaxKeys=2
-            )
-        names = [item["Key"] for item in found.get("Contents", ())]
-        return any(name == key or name.startswith(key.rstrip("/") + "/") or not key for name in names)

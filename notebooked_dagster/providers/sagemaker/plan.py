@@ -17,7 +17,7 @@ from notebooked_dagster.providers.cloud.provider import job_name
 from . import prices
 from .policy import caller_policy, role_policy, trust_policy
 from .session import code_of, message_of
-from .storage import split
+from .storage import is_there
 
 if TYPE_CHECKING:
     from .provider import SageMakerProvider
@@ -294,14 +294,10 @@ def _quota(provider: SageMakerProvider, request: dict[str, Any]) -> Iterator[Pla
 
 
 def _data(provider: SageMakerProvider, data: str) -> Iterator[PlanItem]:
-    bucket, key = split(data)
-    found = _ask(
-        f"The data {data}",
-        lambda: provider.session.client("s3").list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1),
-    )
+    found = _ask(f"The data {data}", lambda: is_there(provider.session.client("s3"), data))
     if isinstance(found, PlanItem):
         yield found
-    elif found.get("KeyCount"):
+    elif found:
         yield PlanItem("exists", f"The data {data}.")
     else:
         yield PlanItem("missing", f"There is nothing at {data}.", "Put the data there, or correct data_path.")

@@ -121,6 +121,11 @@ class Storage:
                 for item in page.get("Contents", ()):
                     yield f"s3://{bucket}/{item['Key']}"
 
+    def holds(self, uri: str) -> bool:
+        """Whether there is an object at an address, or any below it."""
+        with translated(f"{uri} cannot be looked at"):
+            return is_there(self._s3, uri)
+
     def remove_below(self, uri: str) -> int:
         """Remove all objects below an address; returns how many there were."""
         found = [split(name)[1] for name in self.names(uri)]
@@ -137,6 +142,20 @@ def split(uri: str) -> tuple[str, str]:
     if parts.scheme != "s3" or not parts.netloc:
         raise DataError(f"{uri!r} is no address in S3.", hint="One looks like s3://bucket/folder/file.")
     return parts.netloc, parts.path.lstrip("/")
+
+
+def is_there(s3: Any, uri: str) -> bool:
+    """Whether there is an object at an address, or any below it. Raises ClientError."""
+    bucket, key = split(uri)
+    try:
+        if key and s3.head_object(Bucket=bucket, Key=key):
+            return True
+    except _client_error() as error:
+        if code_of(error) not in _GONE:
+            raise
+    # `train-old/` is not below `train`.
+    below = f"{key.rstrip('/')}/" if key else ""
+    return bool(s3.list_objects_v2(Bucket=bucket, Prefix=below, MaxKeys=1)["KeyCount"])
 
 
 def _client_error() -> type[Exception]:
