@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import tarfile
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from notebooked_dagster.errors import CredentialsError, EndpointNotFoundError, NotebookedError
+from notebooked_dagster.errors import CredentialsError, NotebookedError
 from notebooked_dagster.providers.arguments import data_location, is_url
 from notebooked_dagster.providers.base import Experiment, Plan, PlanItem
+from notebooked_dagster.providers.cloud.plan import (
+    data_item,
+    endpoint_item,
+    masked,
+    price_facts,
+    sent_data,
+    sent_files,
+)
 from notebooked_dagster.providers.cloud.provider import job_name
 
 from . import images, prices
@@ -29,13 +34,9 @@ def plan(provider: AzureProvider, experiment: Experiment, endpoint_name: str | N
     spec = provider.checked_spec(experiment)
     job_id = job_name(experiment.name, experiment.idempotency_token)
     data = data_location(experiment)
-    sent_data = None
-    if data is not None:
-        sent_data = data if is_url(data) else provider.storage.uri("data", "<hash>", Path(data).name)
     variables = {**experiment.environment, "NOTEBOOKED_EXPERIMENT": experiment.name}
     # A secret would stand in the command as well: what is shown is made without it.
-    shown = {name: _shown(name, value) for name, value in variables.items()}
-    request = provider.request(job_id, spec, shown, sent_data)
+    request = provider.request(job_id, spec, masked(variables), sent_data(provider.storage, data))
     options = provider.options(experiment.options)
     environment = provider.training_environment(experiment)
     resources = request["properties"]["resources"]
@@ -62,31 +63,11 @@ def plan(provider: AzureProvider, experiment: Experiment, endpoint_name: str | N
         provider=provider.name,
         experiment=experiment.name,
         request=request,
-        files=_files(provider, experiment),
+        files=sent_files(provider, experiment),
         facts=facts,
         items=tuple(items),
         policies=policies,
     )
-
-
-def _shown(name: str, value: str) -> str:
-    from notebooked_dagster.config.values import is_secret
-
-    return "***" if is_secret((name,)) else value
-
-
-def _files(provider: AzureProvider, experiment: Experiment) -> dict[str, int]:
-    with tempfile.TemporaryDirectory() as folder:
-        archive = Path(folder) / "package.tar.gz"
-        provider.package(experiment, archive)
-        with tarfile.open(archive) as opened:
-            found = {member.name: member.size for member in opened.getmembers()}
-    data = data_location(experiment)
-    if data is not None and not is_url(data):
-        path = Path(data)
-        files = [path] if path.is_file() else [item for item in path.rglob("*") if item.is_file()]
-        found[f"data: {data}"] = sum(item.stat().st_size for item in files)
-    return found
 
 
 def _size(provider: AzureProvider, kind: str) -> dict[str, Any] | None:
@@ -125,13 +106,14 @@ def _cost(
     own = kind in provider.prices
     told = None if own else _told(size, properties["queueSettings"]["jobTier"] == "Spot")
     hour = told if told is not None else prices.hourly(kind, provider.prices)
-    if hour is None:
-        yield "price", f"not known for {kind}; `azure.prices` takes one"
-        return
-    yield "price (USD/h)", round(hour * count, 4)
     table = "azure.prices" if own else f"{prices.AS_OF}, {prices.REGION}, pay as you go"
-    yield "price as of", table if told is None else "now, as Azure estimates it for the region"
-    yield "at most (USD, at the time limit)", round(hour * count * limit / 3600, 2)
+    yield from price_facts(
+        hour,
+        count,
+        limit,
+        unknown=f"not known for {kind}; `azure.prices` takes one",
+        as_of=table if told is None else "now, as Azure estimates it for the region",
+    )
 
 
 def _looked(
@@ -308,24 +290,13 @@ def _data(provider: AzureProvider, data: str) -> Iterator[PlanItem]:
     if not data.startswith("azureml://"):
         yield PlanItem("unknown", f"Whether the job may read {data} is known when it tries.")
         return
-    found = _ask(f"The data {data}", lambda: provider.storage.holds(data))
-    if isinstance(found, PlanItem):
-        yield found
-    elif found:
-        yield PlanItem("exists", f"The data {data}.")
-    else:
-        yield PlanItem("missing", f"There is nothing at {data}.", "Put the data there, or correct data_path.")
+    yield data_item(data, lambda: provider.storage.holds(data))
 
 
 def _endpoint(provider: AzureProvider, name: str, options: Any) -> Iterator[PlanItem]:
-    try:
-        live = provider.endpoint(name)
-    except EndpointNotFoundError:
-        yield PlanItem("new", f"The endpoint {name!r} would be made.")
-    except NotebookedError as error:
-        yield PlanItem("unknown", f"The endpoint {name!r} cannot be looked at: {error.message}")
-    else:
-        yield PlanItem("exists", f"The endpoint {name!r} ({live.status.value}) would get a new version.")
+    item = endpoint_item(provider, name)
+    yield item
+    if item.state == "exists":
         machines = f"{options.instance_count} x {options.instance_type}"
         if options.standby:
             yield PlanItem(

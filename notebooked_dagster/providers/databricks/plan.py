@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-import tarfile
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from notebooked_dagster.config.databricks import DatabricksTraining
-from notebooked_dagster.errors import CredentialsError, EndpointNotFoundError, NotebookedError
+from notebooked_dagster.errors import CredentialsError, NotebookedError
 from notebooked_dagster.providers.arguments import data_location, is_url
 from notebooked_dagster.providers.base import Experiment, Plan, PlanItem
+from notebooked_dagster.providers.cloud.plan import (
+    data_item,
+    endpoint_item,
+    price_facts,
+    python_item,
+    sent_files,
+)
 from notebooked_dagster.providers.cloud.provider import job_name
 from notebooked_dagster.providers.jobs import JobSpec
 
@@ -47,14 +51,7 @@ def plan(provider: DatabricksProvider, experiment: Experiment, endpoint_name: st
     if principal is not None:
         items += _looked(provider, principal, spec, options, data, endpoint_name)
     if not chosen.fits:
-        python = ".".join(map(str, chosen.python or ()))
-        items.append(
-            PlanItem(
-                "missing",
-                f"The requirements were pinned on another Python than the runtime's {python}; some may not install there.",
-                "Run Dagster on that Python, or name a runtime: options.training.spark_version.",
-            )
-        )
+        items.append(python_item("runtime", chosen.python, "runtime: options.training.spark_version"))
     who = principal or "PRINCIPAL"
     where = (provider.storage.catalog, provider.storage.schema, provider.storage.volume)
     policies = {
@@ -66,7 +63,7 @@ def plan(provider: DatabricksProvider, experiment: Experiment, endpoint_name: st
         provider=provider.name,
         experiment=experiment.name,
         request=_shown(request),
-        files=_files(provider, experiment, data),
+        files=sent_files(provider, experiment),
         facts=facts,
         items=tuple(items),
         policies=policies,
@@ -93,34 +90,21 @@ def _shown(request: Mapping[str, Any]) -> dict[str, Any]:
     return shown
 
 
-def _files(provider: DatabricksProvider, experiment: Experiment, data: str | None) -> dict[str, int]:
-    with tempfile.TemporaryDirectory() as folder:
-        archive = Path(folder) / "package.tar.gz"
-        provider.package(experiment, archive)
-        with tarfile.open(archive) as opened:
-            found = {member.name: member.size for member in opened.getmembers()}
-    if data is not None and not is_url(data):
-        path = Path(data)
-        files = [path] if path.is_file() else [item for item in path.rglob("*") if item.is_file()]
-        found[f"data: {data}"] = sum(item.stat().st_size for item in files)
-    return found
-
-
 def _cost(
     prices: Mapping[str, float], spec: JobSpec, options: DatabricksTraining, limit: int
 ) -> Iterator[tuple[str, str | float]]:
     machine = None if options.serverless else node_type(spec.instance_type, options)
     hour = prices.get(machine) if machine else None
-    if hour is None:
-        # A machine costs what the cloud asks and what Databricks asks by the plan, the region and the contract.
-        what = machine or ("serverless compute" if options.serverless else "what the policy says")
-        yield "price", f"not known for {what}; `databricks.prices` takes one (machine and DBUs together)"
-        return
-    yield "price (USD/h)", round(hour * spec.instance_count, 4)
-    yield "price as of", "databricks.prices"
-    if options.spot:
-        yield "spot", "costs less than that; by how much changes from day to day"
-    yield "at most (USD, at the time limit)", round(hour * spec.instance_count * limit / 3600, 2)
+    # A machine costs what the cloud asks and what Databricks asks by the plan, the region and the contract.
+    what = machine or ("serverless compute" if options.serverless else "what the policy says")
+    yield from price_facts(
+        hour,
+        spec.instance_count,
+        limit,
+        unknown=f"not known for {what}; `databricks.prices` takes one (machine and DBUs together)",
+        as_of="databricks.prices",
+        spot=options.spot,
+    )
 
 
 def _caller(provider: DatabricksProvider) -> tuple[str | None, list[PlanItem]]:
@@ -147,9 +131,9 @@ def _looked(
     items = [_volume(provider), *_grants(provider, principal, endpoint_name is not None)]
     items += _compute(provider, spec, options)
     if data is not None and is_url(data):
-        items.append(_data(provider, data))
+        items.append(data_item(data, lambda: provider.storage.holds(volume_path(data))))
     if endpoint_name is not None:
-        items.append(_endpoint(provider, endpoint_name))
+        items.append(endpoint_item(provider, endpoint_name))
     return items
 
 
@@ -254,23 +238,3 @@ def _listed(found: Any, wanted: str, what: str, hint: str) -> PlanItem:
     if wanted in found:
         return PlanItem("exists", f"{what}.")
     return PlanItem("missing", f"{what} is none of this workspace's.", hint)
-
-
-def _data(provider: DatabricksProvider, data: str) -> PlanItem:
-    try:
-        there = provider.storage.holds(volume_path(data))
-    except NotebookedError as error:
-        return PlanItem("unknown", error.message, error.hint or "")
-    if there:
-        return PlanItem("exists", f"The data {data}.")
-    return PlanItem("missing", f"There is nothing at {data}.", "Put the data there, or correct data_path.")
-
-
-def _endpoint(provider: DatabricksProvider, name: str) -> PlanItem:
-    try:
-        live = provider.endpoint(name)
-    except EndpointNotFoundError:
-        return PlanItem("new", f"The endpoint {name!r} would be made.")
-    except NotebookedError as error:
-        return PlanItem("unknown", f"The endpoint {name!r} cannot be looked at: {error.message}")
-    return PlanItem("exists", f"The endpoint {name!r} ({live.status.value}) would get a new version.")

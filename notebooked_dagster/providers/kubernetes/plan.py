@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import copy
 import re
-import tarfile
-import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from notebooked_dagster.errors import EndpointNotFoundError, NotebookedError
+from notebooked_dagster.errors import NotebookedError
 from notebooked_dagster.providers.arguments import data_location, is_url
 from notebooked_dagster.providers.base import Experiment, Plan, PlanItem
+from notebooked_dagster.providers.cloud.plan import (
+    data_item,
+    endpoint_item,
+    mask_container,
+    sent_data,
+    sent_files,
+)
 from notebooked_dagster.providers.cloud.provider import job_name
 
 from .policy import RULES, account_policy, caller_policy, store_policy
@@ -36,11 +40,8 @@ def plan(provider: KubernetesProvider, experiment: Experiment, endpoint_name: st
     spec = provider.checked_spec(experiment)
     job_id = job_name(experiment.name, experiment.idempotency_token)
     data = data_location(experiment)
-    sent_data = None
-    if data is not None:
-        sent_data = data if is_url(data) else provider.storage.uri("data", "<hash>", Path(data).name)
     environment = {**experiment.environment, "NOTEBOOKED_EXPERIMENT": experiment.name}
-    request = provider.request(job_id, spec, environment, sent_data)
+    request = provider.request(job_id, spec, environment, sent_data(provider.storage, data))
     inner = request["spec"]["template"]["spec"]["containers"][0]
     limits = inner["resources"]["limits"]
     facts: dict[str, str | float] = {
@@ -60,7 +61,7 @@ def plan(provider: KubernetesProvider, experiment: Experiment, endpoint_name: st
         provider=provider.name,
         experiment=experiment.name,
         request=_shown(request),
-        files=_files(provider, experiment),
+        files=sent_files(provider, experiment),
         facts=facts,
         items=tuple(items),
         policies={
@@ -84,29 +85,10 @@ def _namespace(provider: KubernetesProvider) -> str:
 
 def _shown(request: dict[str, Any]) -> dict[str, Any]:
     """The Job without secrets, and without the program that is the container's command."""
-    from notebooked_dagster.config.values import is_secret
-
     shown = copy.deepcopy(request)
     for inner in shown["spec"]["template"]["spec"]["containers"]:
-        inner["command"] = [text if len(text) < 100 else "<container.py>" for text in inner["command"]]
-        for variable in inner["env"]:
-            if is_secret((variable["name"],)):
-                variable["value"] = "***"
+        mask_container(inner)
     return shown
-
-
-def _files(provider: KubernetesProvider, experiment: Experiment) -> dict[str, int]:
-    with tempfile.TemporaryDirectory() as folder:
-        archive = Path(folder) / "package.tar.gz"
-        provider.package(experiment, archive)
-        with tarfile.open(archive) as opened:
-            found = {member.name: member.size for member in opened.getmembers()}
-    data = data_location(experiment)
-    if data is not None and not is_url(data):
-        path = Path(data)
-        files = [path] if path.is_file() else [item for item in path.rglob("*") if item.is_file()]
-        found[f"data: {data}"] = sum(item.stat().st_size for item in files)
-    return found
 
 
 def _looked(
@@ -127,9 +109,9 @@ def _looked(
         yield from _quota(provider, request)
     yield from _store(provider)
     if data is not None and is_url(data):
-        yield from _data(provider, data)
+        yield data_item(data, lambda: provider.storage.holds(data))
     if endpoint_name is not None:
-        yield from _endpoint(provider, endpoint_name)
+        yield endpoint_item(provider, endpoint_name)
 
 
 def _permissions(provider: KubernetesProvider) -> Iterator[PlanItem]:
@@ -254,26 +236,3 @@ def _store(provider: KubernetesProvider) -> Iterator[PlanItem]:
             "unknown",
             f"Whether there is a Secret {store.options.access_from!r} is not asked: it takes the right to read it.",
         )
-
-
-def _data(provider: KubernetesProvider, data: str) -> Iterator[PlanItem]:
-    try:
-        there = provider.storage.holds(data)
-    except NotebookedError as error:
-        yield PlanItem("unknown", error.message, error.hint or "")
-        return
-    if there:
-        yield PlanItem("exists", f"The data {data}.")
-    else:
-        yield PlanItem("missing", f"There is nothing at {data}.", "Put the data there, or correct data_path.")
-
-
-def _endpoint(provider: KubernetesProvider, name: str) -> Iterator[PlanItem]:
-    try:
-        live = provider.endpoint(name)
-    except EndpointNotFoundError:
-        yield PlanItem("new", f"The endpoint {name!r} would be made.")
-    except NotebookedError as error:
-        yield PlanItem("unknown", f"The endpoint {name!r} cannot be looked at: {error.message}")
-    else:
-        yield PlanItem("exists", f"The endpoint {name!r} ({live.status.value}) would get a new version.")

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import tarfile
-import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from notebooked_dagster.errors import EndpointNotFoundError, NotebookedError
+from notebooked_dagster.errors import NotebookedError
 from notebooked_dagster.providers.arguments import data_location, is_url
 from notebooked_dagster.providers.base import Experiment, Plan, PlanItem
+from notebooked_dagster.providers.cloud.plan import (
+    data_item,
+    endpoint_item,
+    masked,
+    price_facts,
+    python_item,
+    sent_data,
+    sent_files,
+)
 from notebooked_dagster.providers.cloud.provider import job_name
 
 from . import prices
 from .policy import caller_policy, role_policy, trust_policy
 from .session import code_of, message_of
-from .storage import is_there
 
 if TYPE_CHECKING:
     from .provider import SageMakerProvider
@@ -30,11 +35,8 @@ def plan(provider: SageMakerProvider, experiment: Experiment, endpoint_name: str
     spec = provider.checked_spec(experiment)
     job_id = job_name(experiment.name, experiment.idempotency_token)
     data = data_location(experiment)
-    sent_data = None
-    if data is not None:
-        sent_data = data if is_url(data) else provider.storage.uri("data", "<hash>", Path(data).name)
     environment = {**experiment.environment, "NOTEBOOKED_EXPERIMENT": experiment.name}
-    request = provider.request(job_id, spec, environment, sent_data)
+    request = provider.request(job_id, spec, environment, sent_data(provider.storage, data))
     options = provider.options(experiment.options)
     image = provider.training_image(experiment)
     facts: dict[str, str | float] = {
@@ -48,23 +50,16 @@ def plan(provider: SageMakerProvider, experiment: Experiment, endpoint_name: str
     scaled = options.endpoint.autoscaling is not None
     items = list(_looked(provider, request, data, endpoint_name, scaled))
     if not image.fits:
-        python = ".".join(map(str, image.python or ()))
-        items.append(
-            PlanItem(
-                "missing",
-                f"The requirements were pinned on another Python than the container's {python}; some may not install there.",
-                "Run Dagster on that Python, or name a container: options.training.image.",
-            )
-        )
+        items.append(python_item("container", image.python, "container: options.training.image"))
     account = next((item.text.split()[-1] for item in items if item.text.startswith("AWS account")), "*")
     return Plan(
         provider=provider.name,
         experiment=experiment.name,
         request={
             **request,
-            "Environment": {name: _shown(name, value) for name, value in environment.items()},
+            "Environment": masked(environment),
         },
-        files=_files(provider, experiment),
+        files=sent_files(provider, experiment),
         facts=facts,
         items=tuple(items),
         policies={
@@ -86,26 +81,6 @@ def _callers(provider: SageMakerProvider, account: str, scaled: bool) -> dict[st
     return caller_policy(*_where(provider, account), provider.role, autoscaling=scaled)
 
 
-def _shown(name: str, value: str) -> str:
-    from notebooked_dagster.config.values import is_secret
-
-    return "***" if is_secret((name,)) else value
-
-
-def _files(provider: SageMakerProvider, experiment: Experiment) -> dict[str, int]:
-    with tempfile.TemporaryDirectory() as folder:
-        archive = Path(folder) / "package.tar.gz"
-        provider.package(experiment, archive)
-        with tarfile.open(archive) as opened:
-            found = {member.name: member.size for member in opened.getmembers()}
-    data = data_location(experiment)
-    if data is not None and not is_url(data):
-        path = Path(data)
-        files = [path] if path.is_file() else [item for item in path.rglob("*") if item.is_file()]
-        found[f"data: {data}"] = sum(item.stat().st_size for item in files)
-    return found
-
-
 def _cost(
     provider: SageMakerProvider, request: dict[str, Any], count: int
 ) -> Iterator[tuple[str, str | float]]:
@@ -113,13 +88,14 @@ def _cost(
     hour = prices.hourly(kind, provider.prices)
     limit = request["StoppingCondition"]["MaxRuntimeInSeconds"]
     yield "time limit (s)", float(limit)
-    if hour is None:
-        yield "price", f"not known for {kind}; `aws.prices` takes one"
-        return
     own = kind in provider.prices
-    yield "price (USD/h)", round(hour * count, 4)
-    yield "price as of", "aws.prices" if own else f"{prices.AS_OF}, {prices.REGION}, on demand"
-    yield "at most (USD, at the time limit)", round(hour * count * limit / 3600, 2)
+    yield from price_facts(
+        hour,
+        count,
+        limit,
+        unknown=f"not known for {kind}; `aws.prices` takes one",
+        as_of="aws.prices" if own else f"{prices.AS_OF}, {prices.REGION}, on demand",
+    )
 
 
 def _looked(
@@ -143,9 +119,9 @@ def _looked(
     yield from _permissions(provider, str(identity["Arn"]), policy)
     yield from _quota(provider, request)
     if data is not None and is_url(data):
-        yield from _data(provider, data)
+        yield data_item(data, lambda: provider.storage.holds(data))
     if endpoint_name is not None:
-        yield from _endpoint(provider, endpoint_name)
+        yield endpoint_item(provider, endpoint_name)
 
 
 def _ask(what: str, question: Callable[[], Any]) -> Any:
@@ -291,24 +267,3 @@ def _quota(provider: SageMakerProvider, request: dict[str, Any]) -> Iterator[Pla
         )
     else:
         yield PlanItem("exists", f"The quota {wanted!r}: {found:g}.")
-
-
-def _data(provider: SageMakerProvider, data: str) -> Iterator[PlanItem]:
-    found = _ask(f"The data {data}", lambda: is_there(provider.session.client("s3"), data))
-    if isinstance(found, PlanItem):
-        yield found
-    elif found:
-        yield PlanItem("exists", f"The data {data}.")
-    else:
-        yield PlanItem("missing", f"There is nothing at {data}.", "Put the data there, or correct data_path.")
-
-
-def _endpoint(provider: SageMakerProvider, name: str) -> Iterator[PlanItem]:
-    try:
-        live = provider.endpoint(name)
-    except EndpointNotFoundError:
-        yield PlanItem("new", f"The endpoint {name!r} would be made.")
-    except NotebookedError as error:
-        yield PlanItem("unknown", f"The endpoint {name!r} cannot be looked at: {error.message}")
-    else:
-        yield PlanItem("exists", f"The endpoint {name!r} ({live.status.value}) would get a new version.")

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import copy
-import tarfile
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from notebooked_dagster.errors import CredentialsError, EndpointNotFoundError, NotebookedError
+from notebooked_dagster.errors import CredentialsError, NotebookedError
 from notebooked_dagster.providers.arguments import data_location, is_url
 from notebooked_dagster.providers.base import Experiment, Plan, PlanItem
+from notebooked_dagster.providers.cloud.plan import (
+    data_item,
+    endpoint_item,
+    mask_container,
+    price_facts,
+    python_item,
+    sent_data,
+    sent_files,
+)
 from notebooked_dagster.providers.cloud.provider import job_name
 from notebooked_dagster.providers.jobs import JobSpec
 
@@ -32,11 +38,8 @@ def plan(provider: VertexProvider, experiment: Experiment, endpoint_name: str | 
     spec = provider.checked_spec(experiment)
     job_id = job_name(experiment.name, experiment.idempotency_token)
     data = data_location(experiment)
-    sent_data = None
-    if data is not None:
-        sent_data = data if is_url(data) else provider.storage.uri("data", "<hash>", Path(data).name)
     environment = {**experiment.environment, "NOTEBOOKED_EXPERIMENT": experiment.name}
-    request = provider.request(job_id, spec, environment, sent_data)
+    request = provider.request(job_id, spec, environment, sent_data(provider.storage, data))
     image = provider.training_image(experiment)
     machine = request["job_spec"]["worker_pool_specs"][0]["machine_spec"]
     gpus = (
@@ -54,20 +57,13 @@ def plan(provider: VertexProvider, experiment: Experiment, endpoint_name: str | 
     facts.update(_cost(provider, request, machine, spec.instance_count))
     items = list(_looked(provider, spec, request, data, endpoint_name))
     if not image.fits:
-        python = ".".join(map(str, image.python or ()))
-        items.append(
-            PlanItem(
-                "missing",
-                f"The requirements were pinned on another Python than the container's {python}; some may not install there.",
-                "Run Dagster on that Python, or name a container: options.training.image.",
-            )
-        )
+        items.append(python_item("container", image.python, "container: options.training.image"))
     where = (_project(provider), provider.storage.bucket, provider.storage.prefix)
     return Plan(
         provider=provider.name,
         experiment=experiment.name,
         request=_shown(request),
-        files=_files(provider, experiment),
+        files=sent_files(provider, experiment),
         facts=facts,
         items=tuple(items),
         policies={
@@ -86,32 +82,10 @@ def _project(provider: VertexProvider) -> str:
 
 def _shown(request: dict[str, Any]) -> dict[str, Any]:
     """The request without secrets, and without the program that is the container's command."""
-    from notebooked_dagster.config.values import is_secret
-
     shown = copy.deepcopy(request)
     for pool in shown["job_spec"]["worker_pool_specs"]:
-        container = pool["container_spec"]
-        container["command"] = [
-            text if len(text) < 100 else "<container.py>" for text in container["command"]
-        ]
-        for variable in container["env"]:
-            if is_secret((variable["name"],)):
-                variable["value"] = "***"
+        mask_container(pool["container_spec"])
     return shown
-
-
-def _files(provider: VertexProvider, experiment: Experiment) -> dict[str, int]:
-    with tempfile.TemporaryDirectory() as folder:
-        archive = Path(folder) / "package.tar.gz"
-        provider.package(experiment, archive)
-        with tarfile.open(archive) as opened:
-            found = {member.name: member.size for member in opened.getmembers()}
-    data = data_location(experiment)
-    if data is not None and not is_url(data):
-        path = Path(data)
-        files = [path] if path.is_file() else [item for item in path.rglob("*") if item.is_file()]
-        found[f"data: {data}"] = sum(item.stat().st_size for item in files)
-    return found
 
 
 def _cost(
@@ -122,15 +96,15 @@ def _cost(
     scheduling = request["job_spec"]["scheduling"]
     limit = scheduling["timeout"]["seconds"]
     yield "time limit (s)", float(limit)
-    if hour is None:
-        yield "price", f"not known for {kind}{f' with {gpu}' if gpu else ''}; `gcp.prices` takes one"
-        return
     own = kind in provider.prices
-    yield "price (USD/h)", round(hour * count, 4)
-    yield "price as of", "gcp.prices" if own else f"{prices.AS_OF}, {prices.REGION}, on demand"
-    if scheduling.get("strategy") == "SPOT":
-        yield "spot", "costs less than that; by how much changes from day to day"
-    yield "at most (USD, at the time limit)", round(hour * count * limit / 3600, 2)
+    yield from price_facts(
+        hour,
+        count,
+        limit,
+        unknown=f"not known for {kind}{f' with {gpu}' if gpu else ''}; `gcp.prices` takes one",
+        as_of="gcp.prices" if own else f"{prices.AS_OF}, {prices.REGION}, on demand",
+        spot=scheduling.get("strategy") == "SPOT",
+    )
 
 
 def _looked(
@@ -163,9 +137,9 @@ def _looked(
     yield from _account(provider)
     yield from _quota(provider, spec, request)
     if data is not None and is_url(data):
-        yield from _data(provider, data)
+        yield data_item(data, lambda: provider.storage.holds(data))
     if endpoint_name is not None:
-        yield from _endpoint(provider, endpoint_name)
+        yield endpoint_item(provider, endpoint_name)
 
 
 def _ask(what: str, question: Callable[[], Any]) -> Any:
@@ -308,26 +282,3 @@ def _limit(provider: VertexProvider, metric: str) -> int | None:
         if not token:
             break
     return None
-
-
-def _data(provider: VertexProvider, data: str) -> Iterator[PlanItem]:
-    try:
-        there = provider.storage.holds(data)
-    except NotebookedError as error:
-        yield PlanItem("unknown", error.message, error.hint or "")
-        return
-    if there:
-        yield PlanItem("exists", f"The data {data}.")
-    else:
-        yield PlanItem("missing", f"There is nothing at {data}.", "Put the data there, or correct data_path.")
-
-
-def _endpoint(provider: VertexProvider, name: str) -> Iterator[PlanItem]:
-    try:
-        live = provider.endpoint(name)
-    except EndpointNotFoundError:
-        yield PlanItem("new", f"The endpoint {name!r} would be made.")
-    except NotebookedError as error:
-        yield PlanItem("unknown", f"The endpoint {name!r} cannot be looked at: {error.message}")
-    else:
-        yield PlanItem("exists", f"The endpoint {name!r} ({live.status.value}) would get a new version.")
