@@ -55,6 +55,8 @@ log = logging.getLogger("notebooked.providers.cloud")
 T = TypeVar("T")
 _END = re.compile(re.escape(launch.END) + r" (-?\d+)\.")
 _LOG_END = 16_000
+#: Of a job's environment: what another machine has to know that finishes it.
+SAID = ("NOTEBOOKED_EXPERIMENT", "NOTEBOOKED_MLFLOW_RUN", "NOTEBOOKED_REGISTERED_MODEL")
 # Seconds that one who wants to change a job waits for another who sends it or brings it home.
 _LONGEST_WORK = 600.0
 _JOB_PREFIX = "nbd"
@@ -311,6 +313,7 @@ class CloudProvider(CloudEndpoints):
             **experiment.environment,
             "NOTEBOOKED_EXPERIMENT": experiment.name,
             **({"NOTEBOOKED_MLFLOW_RUN": record.tracking.run_id} if record.tracking.run_id else {}),
+            **({"NOTEBOOKED_REGISTERED_MODEL": spec.registered_model} if spec.registered_model else {}),
         }
         if uri is not None and reachable_from_elsewhere(uri):
             environment.update({k: v for k, v in joined.items() if not has_login(v)})
@@ -440,7 +443,11 @@ class CloudProvider(CloudEndpoints):
                 self._fetch_code(job_id, scripts)
             scripts.mkdir(exist_ok=True)
             self._store.create(
-                JobSpec(experiment=experiment, scripts=scripts),
+                JobSpec(
+                    experiment=experiment,
+                    scripts=scripts,
+                    registered_model=remote.environment.get("NOTEBOOKED_REGISTERED_MODEL"),
+                ),
                 token=None,
                 job_id=job_id,
                 tracking=self._tracking_of(experiment, remote),

@@ -15,7 +15,7 @@ from typing import Any
 from notebooked_dagster.config.databricks import DatabricksTraining
 from notebooked_dagster.errors import ConfigError
 from notebooked_dagster.providers.base import JobStatus
-from notebooked_dagster.providers.cloud.provider import Remote
+from notebooked_dagster.providers.cloud.provider import SAID, Remote
 from notebooked_dagster.providers.jobs import JobSpec
 
 from . import container
@@ -23,8 +23,6 @@ from .runtimes import Runtime, choose
 
 TASK = "train"
 _ENVIRONMENT = "default"
-# What the parameters of a run say beside the job's folder, so that another machine finds it without any file.
-_SAID = ("NOTEBOOKED_EXPERIMENT", "NOTEBOOKED_MLFLOW_RUN")
 _NODE_TYPE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{1,80}")
 _SECRET = re.compile(r"\{\{secrets/[^/{}]+/[^/{}]+\}\}")
 _STATUS = {
@@ -114,7 +112,8 @@ def training_request(
     Raises:
         ConfigError: Databricks would refuse it.
     """
-    said = {key: environment[key] for key in _SAID if key in environment}
+    # Beside the job's folder, so that another machine finds it without any file.
+    said = {key: environment[key] for key in SAID if key in environment}
     task: dict[str, Any] = {
         "task_key": TASK,
         "spark_python_task": {"python_file": program, "parameters": [home, json.dumps(said)]},

@@ -219,7 +219,7 @@ def save(client: Any, store: str, model: str, output: str, log: str, end: "dict[
         put_archive(client, output, f"{store}/output.tar.gz")
         if end["code"] == 0:
             put_archive(client, model, f"{store}/model.tar.gz")
-        kept = ("NOTEBOOKED_EXPERIMENT", "NOTEBOOKED_MLFLOW_RUN")
+        kept = ("NOTEBOOKED_EXPERIMENT", "NOTEBOOKED_MLFLOW_RUN", "NOTEBOOKED_REGISTERED_MODEL")
         end["environment"] = {name: os.environ[name] for name in kept if name in os.environ}
         end["finished"] = now()
         bucket, key = split(f"{store}/ended.json")

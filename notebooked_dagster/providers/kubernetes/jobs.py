@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from notebooked_dagster.providers.base import JobStatus
-from notebooked_dagster.providers.cloud.provider import Remote
+from notebooked_dagster.providers.cloud.provider import SAID, Remote
 
 from .pods import OURS, Trouble, condition, moment, oldest_first, refused, trouble
 from .session import KubeError, KubeSession, translated
@@ -134,7 +134,7 @@ class Jobs:
             **verdict,
             "started": started.isoformat() if started else None,
             "finished": datetime.now(UTC).isoformat(),
-            "environment": {key: value for key, value in environment_of(job).items() if key in _KEPT},
+            "environment": {key: value for key, value in environment_of(job).items() if key in SAID},
         }
         self._store.write(self._place(name, "verdict.json"), json.dumps(document).encode())
         # The Job stays until its pods are gone: a job that is not there any more does not run any more.
@@ -178,9 +178,6 @@ class Jobs:
             model_uri=self.model(name),
             environment=document.get("environment") or {},
         )
-
-
-_KEPT = ("NOTEBOOKED_EXPERIMENT", "NOTEBOOKED_MLFLOW_RUN")
 
 
 def _not_yet(remote: Remote) -> Remote:

@@ -109,6 +109,10 @@ def experiment(tmp_path: Path) -> Experiment:
     return Experiment("sample", write_scripts(tmp_path / "scripts"), idempotency_token="run-1")
 
 
+def spec_of(cloud: DictCloud, job_id: str) -> JobSpec:
+    return JobSpec.model_validate_json((cloud.state / "jobs" / job_id / "spec.json").read_bytes())
+
+
 # Other machines and other processes
 
 
@@ -121,9 +125,10 @@ def test_a_job_that_was_only_looked_at_is_taken_up_with_all_that_was_asked_for(
     seen = other.job_of("sample", "run-1")
     assert seen is not None
     assert (seen.id, seen.status) == (first.id, JobStatus.RUNNING)
-    assert other.train(asked).status is JobStatus.SUCCEEDED
-    spec = JobSpec.model_validate_json((other.state / "jobs" / first.id / "spec.json").read_bytes())
-    assert spec.registered_model == "churn"
+    # Who only looks, and sees it end, has to register its model, too.
+    assert spec_of(other, first.id).registered_model == "churn"
+    assert other.train(dataclasses.replace(asked, tags={"team": "ml"})).status is JobStatus.SUCCEEDED
+    assert spec_of(other, first.id).tags == {"team": "ml"}
     assert list(sky.jobs) == [first.id]
 
 
