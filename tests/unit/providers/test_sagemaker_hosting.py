@@ -170,3 +170,67 @@ def test_the_longest_name_fits_what_is_made_for_it(
     assert max(map(len, aws.sagemaker.configs)) <= 59  # room for a version of five digits
     with pytest.raises(ConfigError, match="cannot be the name"):
         provider.deploy(experiment, model, "n" * 46)
+
+
+def test_how_traffic_moves_is_as_the_options_say(
+    aws: AwsServer,
+    provider: SageMakerProvider,
+    experiment: Experiment,
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    provider.deploy(experiment, model, "live")
+    seen: list[dict[str, object]] = []
+    update = aws.sagemaker.update_endpoint
+    monkeypatch.setattr(aws.sagemaker, "update_endpoint", lambda p: (seen.append(p), update(p))[1])
+    endpoint = {"strategy": "canary", "canary_percent": 20, "bake": 120, "alarms": ["errors"]}
+    provider.deploy(dataclasses.replace(experiment, options={"endpoint": endpoint}), model, "live")
+    policy = seen[0]["DeploymentConfig"]
+    assert policy == {
+        "BlueGreenUpdatePolicy": {
+            "TrafficRoutingConfiguration": {
+                "Type": "CANARY",
+                "WaitIntervalInSeconds": 120,
+                "CanarySize": {"Type": "CAPACITY_PERCENT", "Value": 20},
+            }
+        },
+        "AutoRollbackConfiguration": {"Alarms": [{"AlarmName": "errors"}]},
+    }
+
+
+def test_autoscaling_follows_the_version_that_serves(
+    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment, model: str
+) -> None:
+    provider.deploy(dataclasses.replace(experiment, options={}), model, "live")
+    scaled = dataclasses.replace(experiment, options={"endpoint": {"autoscaling": {"min": 2, "max": 4}}})
+    provider.deploy(scaled, model, "live")
+    assert list(aws.sagemaker.targets) == ["endpoint/nbd-live/variant/v2"]
+    provider.deploy(scaled, model, "live")
+    assert list(aws.sagemaker.targets) == list(aws.sagemaker.policies) == ["endpoint/nbd-live/variant/v3"]
+    provider.delete_endpoint("live")
+    assert aws.sagemaker.targets == {}
+
+
+def test_a_serverless_endpoint_names_no_machine(
+    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment, model: str
+) -> None:
+    provider.deploy(
+        dataclasses.replace(experiment, options={"endpoint": {"serverless": True}}), model, "less"
+    )
+    (variant,) = next(
+        config["ProductionVariants"]
+        for name, config in aws.sagemaker.configs.items()
+        if name.startswith("nbd-less-")
+    )
+    assert variant["ServerlessConfig"] == {"MemorySizeInMB": 2048, "MaxConcurrency": 5}
+    assert "InstanceType" not in variant
+
+
+def test_an_endpoint_of_somebody_else_is_not_ours(
+    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment, model: str
+) -> None:
+    provider.deploy(experiment, model, "live")
+    config = next(iter(aws.sagemaker.configs.values()))
+    aws.sagemaker.create_endpoint_config({**config, "EndpointConfigName": "theirs", "Tags": []})
+    aws.sagemaker.create_endpoint({"EndpointName": "nbd-theirs", "EndpointConfigName": "theirs"})
+    assert [endpoint.name for endpoint in provider.list_endpoints()] == ["live"]
