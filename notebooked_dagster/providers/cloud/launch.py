@@ -6,6 +6,7 @@
 import base64
 import json
 import os
+import signal
 import subprocess
 import sys
 import zlib
@@ -45,6 +46,26 @@ def pipes_variables(place: "dict[str, str]") -> "dict[str, str]":
     }
 
 
+def run(command: "list[str]", environment: "dict[str, str]") -> int:
+    """The exit code of ``train.py``. A cloud that takes the machine away tells only us: the script is told, and may save.
+
+    What ended because it was told to has not trained to its end, whatever its exit code; no last line speaks of it.
+    """
+    told = []
+    child = subprocess.Popen(command, env=environment)
+
+    def end(*_: object) -> None:
+        told.append(signal.SIGTERM)
+        # Not its whole group: the script's own workers are to live until it has saved.
+        child.terminate()
+
+    signal.signal(signal.SIGTERM, end)
+    code = child.wait()
+    if told:
+        sys.exit(128 + signal.SIGTERM)
+    return code
+
+
 def main() -> None:
     """Run it; end with its exit code."""
     with open(os.path.join(HERE, "notebooked_job.json"), encoding="utf-8") as stream:
@@ -68,7 +89,7 @@ def main() -> None:
         arguments = [text for text in arguments if not text.startswith(("--model-dir=", "--output-dir="))]
         arguments += ["--model-dir=/tmp/notebooked/model", "--output-dir=/tmp/notebooked/output"]
     sys.stdout.flush()
-    code = subprocess.call([sys.executable, "-u", *script, *arguments], env=environment)
+    code = run([sys.executable, "-u", *script, *arguments], environment)
     print(f"{END} {code}.", flush=True)
     sys.exit(code if 0 <= code < 256 else 1)
 

@@ -136,15 +136,16 @@ class Run:
     def end(self, *_: object) -> None:
         """The pod is to go: let the script end, and leave time for saving the log."""
         self.told = True
-        self.signal(signal.SIGTERM)
-        timer = threading.Timer(self.grace, self.signal, [signal.SIGKILL])
+        # The launcher tells the script.
+        self.child.terminate()
+        timer = threading.Timer(self.grace, self.kill)
         timer.daemon = True
         timer.start()
 
-    def signal(self, number: int) -> None:
-        """Signal the script and all its own."""
+    def kill(self) -> None:
+        """End the script and all its own."""
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.child.pid, number)
+            os.killpg(self.child.pid, signal.SIGKILL)
 
     def wait(self) -> int:
         """Its exit code, once all it printed is copied; who outlives it may not hold us up."""

@@ -71,24 +71,26 @@ def train() -> None:
     """Train once; end with the launcher's exit code.
 
     Vertex AI starts a container anew whose exit code was not 0, before it gives the job up, and the whole job where the
-    code may be a passing fault's. What has failed once says so again: a machine that was taken away has left nothing.
+    code may be a passing fault's. What has failed once says so again; a machine that is taken away says nothing, so that
+    the one in its place trains.
     """
     hosts, host = cluster()
     ended = mounted(os.environ["NOTEBOOKED_OUTPUT"]).replace("output.tar.gz", "ended-" + host)
     if os.path.exists(ended):
         with open(ended, encoding="utf-8") as stream:
             sys.exit(int(stream.read()))
+    taken = threading.Event()
     try:
-        train_once(hosts, host)
+        train_once(hosts, host, taken)
     except SystemExit as error:
-        if error.code:
+        if error.code and not taken.is_set():
             with contextlib.suppress(OSError), open(ended, "w", encoding="utf-8") as stream:
                 stream.write(str(error.code))
         raise
 
 
-def train_once(hosts: "list[str]", host: str) -> None:
-    """Run the launcher; end with its exit code."""
+def train_once(hosts: "list[str]", host: str, taken: threading.Event) -> None:
+    """Run the launcher; end with its exit code. ``taken`` is set where the machine is taken away."""
     base = tempfile.mkdtemp()
     code, model, output = (os.path.join(base, name) for name in ("code", "model", "output"))
     for folder in (code, model, output):
@@ -119,8 +121,13 @@ def train_once(hosts: "list[str]", host: str) -> None:
             os.path.dirname(mounted(data)) if name else mounted(data).rstrip("/")
         )
     child = subprocess.Popen([sys.executable, "-u", os.path.join(code, LAUNCHER)], cwd=code, env=environment)
+
+    def end(*_: object) -> None:
+        taken.set()
+        child.terminate()
+
     # As the container's first process we would not be ended by a signal that nobody handles.
-    signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    signal.signal(signal.SIGTERM, end)
     code_of_child = child.wait()
     if code_of_child < 0:
         sys.exit(128 - code_of_child)

@@ -428,24 +428,71 @@ def test_a_model_that_cannot_be_written_is_not_blamed_on_the_script(
         provider.train(experiment)
 
 
-def test_a_container_that_is_started_again_after_a_failure_trains_no_second_time(
-    gcp: GcpServer, provider: VertexProvider, experiment: Experiment
-) -> None:
+def started_again(gcp: GcpServer) -> subprocess.CompletedProcess[str]:
+    """What the container of the only job does on the machine that Vertex AI puts in the place of its own."""
     from tests.clouds.vertex_containers import argv
 
-    with pytest.raises(TrainingFailedError, match="exit code 3"):
-        provider.train(acting(experiment, "exit"))
     (job,) = gcp.vertex.jobs.values()
-    container = job.message.job_spec.worker_pool_specs[0].container_spec
+    spec = job.message.job_spec
+    container = spec.worker_pool_specs[0].container_spec
     variables = {item.name: item.value for item in container.env}
-    again = subprocess.run(
+    places = {
+        "NOTEBOOKED_GCS_ROOT": str(gcp.gcs.root),
+        "AIP_MODEL_DIR": f"{spec.base_output_directory.output_uri_prefix}/model/",
+    }
+    return subprocess.run(
         [sys.executable, *argv(list(container.command), [])],
-        env={**os.environ, **variables, "NOTEBOOKED_GCS_ROOT": str(gcp.gcs.root)},
+        env={**os.environ, **variables, **places},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def test_a_container_that_is_started_again_after_a_failure_trains_no_second_time(
+    gcp: GcpServer, provider: VertexProvider, experiment: Experiment
+) -> None:
+    with pytest.raises(TrainingFailedError, match="exit code 3"):
+        provider.train(acting(experiment, "exit"))
+    again = started_again(gcp)
     assert (again.returncode, again.stdout) == (3, "")
+
+
+SAVES = """
+import os, pathlib, signal, sys, time
+saved = pathlib.Path(os.environ["SAVED"])
+def save(*_):
+    saved.write_text("epoch 7")
+    sys.exit(0)
+if saved.exists():
+    print("goes on from", saved.read_text())
+else:
+    signal.signal(signal.SIGTERM, save)
+    print("waiting")
+    time.sleep(600)
+"""
+
+
+def test_a_machine_that_is_taken_away_lets_the_script_save_and_the_next_one_goes_on(
+    gcp: GcpServer, provider: VertexProvider, experiment: Experiment, tmp_path: Path
+) -> None:
+    train = experiment.scripts / "train.py"
+    train.write_text(SAVES + train.read_text())
+    spot = dataclasses.replace(experiment, environment={"SAVED": str(tmp_path / "saved")})
+    job = provider.train(spot, wait=False)
+    assert "waiting" in list(_until_said(provider, job.id, "waiting"))
+    gcp.vertex.running[0].process.terminate()
+    ended(gcp)
+    again = started_again(gcp)
+    assert (again.returncode, again.stdout.splitlines()[0]) == (0, "goes on from epoch 7")
+    assert gcp.gcs.names(BUCKET, f"notebooked/jobs/{job.id}/model/") != []
+
+
+def _until_said(provider: VertexProvider, job_id: str, wanted: str) -> Iterator[str]:
+    for line in provider.logs(job_id, follow=True):
+        yield line
+        if line == wanted:
+            return
 
 
 def test_requirements_that_cannot_be_installed_are_the_users_error(
