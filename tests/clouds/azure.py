@@ -142,6 +142,7 @@ class MachineLearning:
         self.no_capacity: set[str] = set()
         self.actions, self.data_actions = ["*"], ["*"]
         self.quota = 100
+        self.generation = ""
         self.prices: dict[str, dict[str, Any]] = {}
         self.running: list[Any] = []
 
@@ -606,7 +607,7 @@ class MachineLearning:
 
     def onlineendpoints_listkeys(self, body: Any, query: dict[str, str], name: str) -> Any:
         self._endpoint(name)
-        return {"primaryKey": f"key-of-{name}", "secondaryKey": f"other-key-of-{name}"}
+        return {"primaryKey": f"{self.generation}key-of-{name}", "secondaryKey": f"other-key-of-{name}"}
 
     def onlinedeployments_list(self, body: Any, query: dict[str, str], name: str) -> Any:
         found = [
@@ -1024,7 +1025,11 @@ class AzureServer:
         live = self.ml.endpoints.get(name)
         if live is not None:
             key = live.body["properties"]["authMode"] == "Key"
-            wanted = f"Bearer key-of-{name}" if key else "Bearer token-for-https://ml.azure.com"
+            wanted = (
+                f"Bearer {self.ml.generation}key-of-{name}"
+                if key
+                else "Bearer token-for-https://ml.azure.com"
+            )
             if headers.get("authorization") != wanted:
                 return 401, {}, b"Unauthorized"
         return self.ml.invoke(

@@ -180,6 +180,8 @@ class BlobStore:
             if blob.leased:
                 raise BlobError(409, "LeaseAlreadyPresent", "There is already a lease present.")
             blob.lease = headers.get("x-ms-proposed-lease-id") or str(uuid.uuid4())
+        elif action == "break":
+            blob.lease = ""
         elif headers.get("x-ms-lease-id") != blob.lease:
             raise BlobError(
                 409,
@@ -188,7 +190,8 @@ class BlobStore:
             )
         seconds = float(headers.get("x-ms-lease-duration") or 60)
         blob.until = 0.0 if action == "release" else time.time() + seconds
-        return (201 if action == "acquire" else 200), {**self._facts(blob), "x-ms-lease-id": blob.lease}, b""
+        status = {"acquire": 201, "break": 202}.get(action, 200)
+        return status, {**self._facts(blob), "x-ms-lease-id": blob.lease, "x-ms-lease-time": "0"}, b""
 
     def _list(self, container: str, query: Mapping[str, str]) -> Reply:
         prefix, start = query.get("prefix", ""), int(query.get("marker") or 0)

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from importlib import import_module
@@ -182,8 +182,11 @@ class Storage:
         return len(found)
 
     @contextmanager
-    def lock(self, uri: str, said: str) -> Iterator[None]:
-        """Hold a blob's lease, which ends a minute after this process does.
+    def lock(self, uri: str, said: str) -> Iterator[Callable[[], None]]:
+        """Hold a blob's lease, which ends a minute after this process does, or is cut off.
+
+        Yields:
+            What makes sure that the lease is held still, before something that only its holder may do.
 
         Raises:
             DeploymentConflictError: Somebody else holds it; ``said`` is what is said of that.
@@ -201,9 +204,7 @@ class Storage:
                 except errors.HttpResponseError as error:
                     if error.status_code not in (409, 412):
                         raise
-                    raise DeploymentConflictError(
-                        said, hint="Wait until it is done, then deploy again."
-                    ) from error
+                    raise _taken(said) from error
         done = threading.Event()
 
         def renew() -> None:
@@ -211,9 +212,19 @@ class Storage:
                 with suppress(errors.AzureError):
                     lease.renew()
 
+        def hold() -> None:
+            with translated(f"{uri} cannot be locked"):
+                try:
+                    lease.renew()
+                except errors.HttpResponseError as error:
+                    # One that has run out can be renewed until somebody else takes it.
+                    if error.status_code not in (404, 409, 412):
+                        raise
+                    raise _taken(said) from error
+
         threading.Thread(target=renew, daemon=True).start()
         try:
-            yield
+            yield hold
         finally:
             done.set()
             with suppress(errors.AzureError):
@@ -288,6 +299,10 @@ def split(uri: str) -> tuple[str, str]:
             hint="One looks like azureml://datastores/workspaceblobstore/paths/folder/file.",
         )
     return match["store"], match["path"].strip("/")
+
+
+def _taken(said: str) -> DeploymentConflictError:
+    return DeploymentConflictError(said, hint="Wait until it is done, then deploy again.")
 
 
 def _parents(name: str) -> list[str]:

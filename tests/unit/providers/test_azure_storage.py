@@ -135,6 +135,19 @@ def test_a_lock_is_one_person_s_and_leaves_nothing(storage: Storage) -> None:
         assert storage.read(place) == b""
 
 
+def test_a_lock_that_somebody_has_taken_over_is_no_longer_held(storage: Storage) -> None:
+    from azure.storage.blob import BlobLeaseClient
+
+    place = storage.uri("lock")
+    with storage.lock(place, "taken") as hold:
+        hold()
+        blob = storage._blob(place)
+        BlobLeaseClient(blob).break_lease(lease_break_period=0)
+        blob.acquire_lease(lease_duration=60)
+        with pytest.raises(DeploymentConflictError, match="taken"):
+            hold()
+
+
 def test_an_address_has_a_short_and_a_long_form() -> None:
     long = "azureml://subscriptions/s/resourcegroups/g/workspaces/w/datastores/store/paths/a/b.csv"
     assert split(long) == split("azureml://datastores/store/paths/a/b.csv") == ("store", "a/b.csv")
