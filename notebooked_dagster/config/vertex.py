@@ -107,7 +107,7 @@ class VertexEndpoint(Strict):
         image: Another container than the one that has our Python.
         health_timeout: Seconds a container may take to become healthy.
         canary: Percent of the traffic that moves first, step by step; `[10, 50]` is 10, then 50, then all. Empty moves all at once.
-        bake: Seconds to watch a new version after each step; where it stops answering, all traffic goes back.
+        bake: Seconds to watch a new version after each step; where it stops answering, or never does, all traffic goes back.
         keep_warm: Keep the version before running, so that a rollback takes seconds; its machines cost what they cost.
         labels: Of everything made for an endpoint.
     """

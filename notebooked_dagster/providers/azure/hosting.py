@@ -129,6 +129,8 @@ class Hosting:
         self._poll = poll
         self._inputs = InputCheck(self._champion)
         self._doors: dict[str, tuple[str, str]] = {}
+        # By endpoint: whether it is still we who may change it.
+        self._holds: dict[str, Callable[[], None]] = {}
 
     # Asking
 
@@ -175,8 +177,15 @@ class Hosting:
             ) from error
 
     def _score(self, name: str, body: bytes, headers: Mapping[str, str]) -> Any:
+        what = f"Endpoint {name!r} cannot be asked"
         address, key = self._door(name)
-        return self._session.score(address, body, headers, key, f"Endpoint {name!r} cannot be asked")
+        reply = self._session.score(address, body, headers, key, what)
+        if key and reply.status_code == 401:
+            # Its keys were changed since.
+            self._doors.pop(name, None)
+            address, key = self._door(name)
+            reply = self._session.score(address, body, headers, key, what)
+        return reply
 
     def _door(self, name: str) -> tuple[str, str]:
         """Where an endpoint answers, and its key where it has any."""
@@ -318,13 +327,15 @@ class Hosting:
 
     def delete(self, name: str) -> list[str]:
         """Remove an endpoint and all that was made for it."""
-        documents = self._state(name).documents
+        found, versions = self._found(name), self._versions(name)
+        # Our folder goes last: while it is there, a deletion that was cut off can be finished.
+        if not (_is_ours(found, name) if found is not None else versions):
+            raise self._unknown(name)
+        documents = [self._document(name, str(version)) for version in versions]
         with self._alone(name):
             self._remove_endpoint(name)
-        kept = sorted({str(item.get("model_uri")) for item in documents.values()} - {"None", ""})
-        environments = sorted(
-            {str(item["environment"]) for item in documents.values() if item.get("environment")}
-        )
+        kept = sorted({str(item.get("model_uri")) for item in documents} - {"None", ""})
+        environments = sorted({str(item["environment"]) for item in documents if item.get("environment")})
         return [
             *(f"The model {uri} is kept." for uri in kept),
             *(f"The environment {found} is kept: others may use it." for found in environments),
@@ -357,7 +368,8 @@ class Hosting:
         """One at a time, from whichever machine; and what Azure says when somebody else changes it all the same."""
         said = conflict(name, "another deployment is under way")
         try:
-            with self._storage.lock(self._storage.uri("locks", self._azure(name)), said.message):
+            with self._storage.lock(self._storage.uri("locks", self._azure(name)), said.message) as hold:
+                self._holds[name] = hold
                 yield
         except ProviderError as error:
             if type(error) is ProviderError and error.details.get("status") == 409:
@@ -386,14 +398,16 @@ class Hosting:
 
     def _next(self, name: str, before: State | None) -> str:
         """The next version's number; never one that was used, so that nothing of another is taken for it."""
-        pattern = re.compile(rf"{re.escape(self._place(name))}/v(\d+)/")
-        used = [
-            int(match[1]) for uri in self._storage.names(self._place(name)) if (match := pattern.match(uri))
-        ]
         served = [int(version) for version in (before.live if before else ())]
-        version = str(max([0, *used, *served]) + 1)
+        version = str(max([0, *self._versions(name), *served]) + 1)
         self._storage.write(self._place(name, version, "reserved"), b"")
         return version
+
+    def _versions(self, name: str) -> set[int]:
+        """The numbers of the versions of which something is in our folder."""
+        start = self._place(name)
+        pattern = re.compile(rf"{re.escape(start)}/v(\d+)/")
+        return {int(match[1]) for uri in self._storage.names(start) if (match := pattern.match(uri))}
 
     def _prepare(
         self,
@@ -586,6 +600,7 @@ class Hosting:
             self._try(name, version, document)
 
     def _share(self, name: str, weights: Mapping[str, int], roles: Mapping[str, str]) -> None:
+        self._holds[name]()
         body = with_traffic(self._resource(name), weights, roles)
         self._change(self._path(name), body, f"The traffic of endpoint {name!r} cannot be changed", name)
 
@@ -601,6 +616,7 @@ class Hosting:
     def _withdraw(self, name: str, version: str, before: State | None) -> None:
         """Remove what a deployment that failed made; what is served stays."""
         with contextlib.suppress(NotebookedError):
+            self._holds[name]()
             if before is None:
                 self._remove_endpoint(name)
                 return
@@ -609,6 +625,7 @@ class Hosting:
     def _tidy(self, name: str, options: AzureEndpoint | None) -> None:
         """Remove versions that nothing serves or keeps for a rollback."""
         with contextlib.suppress(NotebookedError):
+            self._holds[name]()
             state = self._state(name)
             roles = dict(state.roles)
             if options is not None and not options.standby and "previous" in roles:

@@ -206,13 +206,20 @@ class Hosting:
         )
 
     def _found(self, name: str) -> Any:
+        found = self._there(name)
+        if found is None:
+            raise self._unknown(name)
+        return found
+
+    def _there(self, name: str) -> Any:
+        """The endpoint of a name, whosever it is; None where there is none."""
         check_name(name)
         with translated(f"Endpoint {name!r} cannot be looked at"):
             try:
                 return self._session.again(lambda: self._api.get(name))
             except Exception as error:
                 if code_of(error) == 404:
-                    raise self._unknown(name) from error
+                    return None
                 raise
 
     def _document(self, name: str, version: str) -> dict[str, Any]:
@@ -327,12 +334,17 @@ class Hosting:
 
     def delete(self, name: str) -> list[str]:
         """Remove an endpoint and all that was made for it."""
-        state = self._state(name)
+        place, found = self._place(name), self._there(name)
+        descriptions = self._storage.names(place)
+        # Our folder goes last: while it is there, a deletion that was cut off can be finished.
+        if not (_is_ours(found) if found is not None else descriptions or self._registry.versions(name)):
+            raise self._unknown(name)
+        documents = [json.loads(self._storage.read(f"{place}/{file}") or b"{}") for file in descriptions]
         self._delete_endpoint(name)
         self._registry.remove_all(name)
-        self._storage.remove_below(self._place(name))
+        self._storage.remove_below(place)
         self._input.forget(name)
-        kept = sorted({str(item.get("model_uri")) for item in state.documents.values()} - {"None", ""})
+        kept = sorted({str(item.get("model_uri")) for item in documents} - {"None", ""})
         return [f"The model {uri} is kept." for uri in kept]
 
     # The steps of a deployment

@@ -121,7 +121,11 @@ class Hosting:
         with translated("Endpoints cannot be listed"):
             services = self._session.list("services", f"{OURS},{ENDPOINT}")
             deployments = self._session.list("deployments", f"{OURS},{ENDPOINT}")
-        states = [self._state_of(item, deployments) for item in services if _is_ours(item)]
+        states = [
+            self._state_of(item, deployments)
+            for item in services
+            if _is_ours(item, manifests.marks(item).get(ENDPOINT, ""))
+        ]
         return [self._view(state) for state in sorted(states, key=lambda state: state.name)]
 
     def input_example(self, endpoint: Endpoint) -> Any:
@@ -188,7 +192,7 @@ class Hosting:
         check_name(name)
         with translated(f"Endpoint {name!r} cannot be looked at"):
             service = self._session.get("services", kube_name(name))
-            if service is None or not _is_ours(service) or manifests.marks(service)[ENDPOINT] != name:
+            if service is None or not _is_ours(service, name):
                 raise self._unknown(name)
             return self._state_of(service, self._deployments(name))
 
@@ -327,7 +331,15 @@ class Hosting:
 
     def delete(self, name: str) -> list[str]:
         """Remove an endpoint and all that was made for it."""
-        state = self._state(name)
+        check_name(name)
+        versions = self._versions(name)
+        with translated(f"Endpoint {name!r} cannot be looked at"):
+            service = self._session.get("services", kube_name(name))
+            # Our folder goes last: while it is there, a deletion that was cut off can be finished.
+            left = versions or self._deployments(name)
+        if not (_is_ours(service, name) if service is not None else left):
+            raise self._unknown(name)
+        documents = [self._document(name, version) for version in versions]
         with translated(f"Endpoint {name!r} cannot be deleted"):
             # First what leads to the versions. An Ingress belongs to the Service, an autoscaler to its Deployment.
             self._session.delete("services", kube_name(name))
@@ -338,8 +350,14 @@ class Hosting:
                 time.sleep(self._poll)
         self._store.remove_below(self._place(name))
         self._input.forget(name)
-        kept = sorted({str(item.get("model_uri")) for item in state.documents.values()} - {"None", ""})
+        kept = sorted({str(item.get("model_uri")) for item in documents} - {"None", ""})
         return [f"The model {uri} is kept." for uri in kept]
+
+    def _versions(self, name: str) -> set[str]:
+        """The versions of which something is in our folder."""
+        start = self._place(name)
+        pattern = re.compile(rf"{re.escape(start)}/v(\d+)/")
+        return {match[1] for uri in self._store.names(start) if (match := pattern.match(uri))}
 
     # The steps of a deployment
 
@@ -744,9 +762,9 @@ def _pods_of(document: Mapping[str, Any]) -> int:
     return int(document.get("replicas", 1))
 
 
-def _is_ours(service: Mapping[str, Any]) -> bool:
-    name = manifests.marks(service).get(ENDPOINT, "")
-    return bool(_NAME.fullmatch(name)) and service["metadata"]["name"] == kube_name(name)
+def _is_ours(service: Mapping[str, Any], name: str) -> bool:
+    marked = manifests.marks(service).get(ENDPOINT) == name
+    return marked and bool(_NAME.fullmatch(name)) and service["metadata"]["name"] == kube_name(name)
 
 
 def _is_as(service: Mapping[str, Any], marks: Mapping[str, Any], selector: Mapping[str, Any]) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import re
 import tempfile
 import time
@@ -59,6 +60,8 @@ _PREFIX = "nbd-"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,48}[a-z0-9]|[a-z0-9]")
 _OURS = "notebooked_endpoint"
 _SERVED_BY = "X-Vertex-AI-Deployed-Model-Id"
+# Of a version that is watched: the answers it has to give, how long one may take, and requests in a row that nobody answers.
+_ANSWERS, _ANSWER_TIMEOUT, _SILENT = 3, 20.0, 5
 _BUSY = re.compile(
     r"(?i)other operations? running|being (updated|deployed|deleted)|etag|already exist|concurrent"
 )
@@ -85,6 +88,48 @@ class State:
     labels: Mapping[str, str]
     message: str = ""
     documents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Trial:
+    """How a version answers that has a share of the traffic.
+
+    Attributes:
+        name: The endpoint's.
+        version: The version.
+        percent: Its share.
+        asked: How often the endpoint was asked.
+        answers: How often it was this version that answered.
+        silent: How often nobody did since it answered last.
+    """
+
+    name: str
+    version: str
+    percent: int
+    asked: int = 0
+    answers: int = 0
+    silent: int = 0
+
+    def note(self, by: str, trouble: str) -> None:
+        """Count one request: the version that answered, or what came instead. Raises DeploymentError where that is enough."""
+        self.asked += 1
+        if trouble:
+            # Nothing says whose turn it was. That the others answer in between is no answer of this one.
+            self.silent += 1
+            if self.silent >= _SILENT:
+                raise self.failed(f"has stopped answering: {trouble[:2000]}")
+        elif by == self.version:
+            self.answers += 1
+            self.silent = 0
+        if self.answers < _ANSWERS and self.asked >= 10 * _ANSWERS * 100 / self.percent:
+            raise self.failed(f"answered {self.answers} of {self.asked} requests")
+
+    def failed(self, why: str) -> DeploymentError:
+        """The error that gives its traffic back."""
+        return DeploymentError(
+            f"Version {self.version} of endpoint {self.name!r} {why.rstrip('.')}. The endpoint serves what it served before.",
+            hint=_where(self.name, self.version),
+        )
 
 
 class Hosting:
@@ -138,7 +183,7 @@ class Hosting:
             found = self._session.again(
                 lambda: list(self._endpoints.list_endpoints(request=query, timeout=TIMEOUT))
             )
-        states = [self._state_of(item) for item in found if _is_ours(item)]
+        states = [self._state_of(item) for item in found if _is_ours(item, item.display_name)]
         return [self._view(state) for state in sorted(states, key=lambda state: state.name)]
 
     def input_example(self, endpoint: Endpoint) -> Any:
@@ -183,19 +228,23 @@ class Hosting:
         return state.documents.get(state.roles.get("champion", ""), {})
 
     def _state(self, name: str) -> State:
+        found = self._found(name)
+        if found is None or not _is_ours(found, name):
+            raise self._unknown(name)
+        return self._state_of(found)
+
+    def _found(self, name: str) -> Any:
+        """The endpoint that has the id of a name, whosever it is; None where there is none."""
         check_name(name)
         with translated(f"Endpoint {name!r} cannot be looked at"):
             try:
-                found = self._session.again(
+                return self._session.again(
                     lambda: self._endpoints.get_endpoint(name=self._resource(name), timeout=TIMEOUT)
                 )
             except Exception as error:
                 if code_of(error) == 404:
-                    raise self._unknown(name) from error
+                    return None
                 raise
-        if not _is_ours(found):
-            raise self._unknown(name)
-        return self._state_of(found)
 
     def _state_of(self, found: Any) -> State:
         name, labels = found.display_name, dict(found.labels)
@@ -312,19 +361,25 @@ class Hosting:
 
     def delete(self, name: str) -> list[str]:
         """Remove an endpoint and all that was made for it."""
-        state = self._state(name)
-        with translated(f"Endpoint {name!r} cannot be deleted"), _conflicts(name):
-            if any(state.weights.values()):
-                # A version that has traffic cannot be taken down.
-                self._change(name, state, {}, state.roles)
-            for version in state.weights:
-                self._stop(name, version)
-            self._delete_endpoint(name)
+        found, versions = self._found(name), self._versions(name)
+        # Our folder goes last: while it is there, a deletion that was cut off can be finished.
+        if not (_is_ours(found, name) if found is not None else versions):
+            raise self._unknown(name)
+        documents = [self._document(name, str(version)) for version in versions]
+        if found is not None:
+            state = self._state_of(found)
+            with translated(f"Endpoint {name!r} cannot be deleted"), _conflicts(name):
+                if any(state.weights.values()):
+                    # A version that has traffic cannot be taken down.
+                    self._change(name, state, {}, state.roles)
+                for version in state.weights:
+                    self._stop(name, version)
+                self._delete_endpoint(name)
         for model in self._model_names(name):
             self._remove_model(model)
         self._storage.remove_below(self._place(name))
         self._input.forget(name)
-        kept = sorted({str(item.get("model_uri")) for item in state.documents.values()} - {"None", ""})
+        kept = sorted({str(item.get("model_uri")) for item in documents} - {"None", ""})
         return [
             *(f"The model {uri} is kept." for uri in kept),
             f"The log of endpoint {google_name(name)} in Cloud Logging is kept.",
@@ -333,10 +388,15 @@ class Hosting:
     # The steps of a deployment
 
     def _before(self, name: str) -> State | None:
-        try:
-            return self._state(name)
-        except EndpointNotFoundError:
+        found = self._found(name)
+        if found is None:
             return None
+        if not _is_ours(found, name):
+            raise DeploymentError(
+                f"Vertex AI has an endpoint {google_name(name)!r} that is not {name!r} of this project.",
+                hint="Choose another name for the endpoint; `-` and `_` are the same to Vertex AI.",
+            )
+        return self._state_of(found)
 
     def _fetch(self, uri: str, target: Path) -> None:
         with tempfile.TemporaryDirectory() as temporary:
@@ -346,15 +406,18 @@ class Hosting:
 
     def _reserve(self, name: str, before: State | None) -> str:
         """The next version's number, which nobody else gets."""
-        start = self._place(name)
-        pattern = re.compile(rf"{re.escape(start)}/v(\d+)/")
-        used = [int(match[1]) for uri in self._storage.names(start) if (match := pattern.match(uri))]
         known = [*before.roles.values(), *before.weights] if before else []
-        version = str(max([0, *used, *map(int, known)]) + 1)
+        version = str(max([0, *self._versions(name), *map(int, known)]) + 1)
         mark = json.dumps({"at": datetime.now(UTC).isoformat(), "by": id(self)}).encode()
         if self._storage.write(self._place(name, version, "reserved"), mark, generation=0) is None:
             raise conflict(name, "another process has begun a deployment at the same moment")
         return version
+
+    def _versions(self, name: str) -> set[int]:
+        """The numbers of the versions of which something is in our folder."""
+        start = self._place(name)
+        pattern = re.compile(rf"{re.escape(start)}/v(\d+)/")
+        return {int(match[1]) for uri in self._storage.names(start) if (match := pattern.match(uri))}
 
     def _prepare(
         self,
@@ -435,17 +498,14 @@ class Hosting:
         with translated(f"Endpoint {name!r} cannot be made"), _conflicts(name):
             self._finished(
                 lambda: self._endpoints.create_endpoint(request=query, timeout=TIMEOUT),
-                lambda: self._endpoint_exists(name),
+                lambda: self._found(name) is not None,
                 900,
             )
-
-    def _endpoint_exists(self, name: str) -> bool:
-        return self._exists(lambda: self._endpoints.get_endpoint(name=self._resource(name), timeout=TIMEOUT))
 
     def _delete_endpoint(self, name: str) -> None:
         self._finished(
             lambda: self._endpoints.delete_endpoint(name=self._resource(name), timeout=TIMEOUT),
-            lambda: not self._endpoint_exists(name),
+            lambda: self._found(name) is None,
             900,
         )
 
@@ -598,7 +658,7 @@ class Hosting:
             self._change(name, self._unchanged(name, seen), shares, while_watched)
             seen = self._state(name)
             try:
-                self._watch(name, version, options.bake, document.get("input_example"))
+                self._watch(name, version, percent, options.bake, document.get("input_example"))
             except BaseException:
                 self._change(name, self._state(name), {champion: 100}, known)
                 raise
@@ -611,29 +671,45 @@ class Hosting:
             raise conflict(name, "its versions are others than when this deployment began")
         return now
 
-    def _watch(self, name: str, version: str, seconds: float, example: Any) -> None:
-        """Ask a version that has a little of the traffic for a while. Raises DeploymentError where it fails."""
+    def _watch(self, name: str, version: str, percent: int, seconds: float, example: Any) -> None:
+        """Ask a version that has a share of the traffic for a while. Raises DeploymentError where it is not well."""
         deadline = time.monotonic() + seconds
         body = None if example is None else json.dumps(example).encode()
+        trial, looked = _Trial(name, version, percent), -math.inf
         while True:
             if body is not None:
-                try:
-                    self._session.send("POST", f"{self._url(name)}:rawPredict", content=body)
-                except Exception as error:
-                    if _served_by(error) in (version, "") and _said_by_container(error):
-                        raise DeploymentError(
-                            f"Version {version} of endpoint {name!r} fails with its own input example: "
-                            f"{_said_by_container(error)[:2000]}. The endpoint serves what it served before.",
-                            hint=_where(name, version),
-                        ) from error
-            if message := self._state(name).message:
-                raise DeploymentError(
-                    f"Endpoint {name!r} is not well with the new version: {message}",
-                    hint=_where(name, version),
-                )
-            if time.monotonic() >= deadline:
+                self._try(trial, body)
+            if time.monotonic() - looked >= self._poll:
+                looked = time.monotonic()
+                if message := self._state(name).message:
+                    raise DeploymentError(
+                        f"Endpoint {name!r} is not well with the new version: {message}",
+                        hint=_where(name, version),
+                    )
+            if time.monotonic() >= deadline and (body is None or trial.answers >= _ANSWERS):
                 return
-            time.sleep(self._poll)
+            # Which version a request goes to is Vertex AI's choice: this one's turn is to come about once a poll.
+            time.sleep(self._poll * (1.0 if body is None else percent / 100))
+
+    def _try(self, trial: _Trial, body: bytes) -> None:
+        """Ask the endpoint once, whichever version it is that answers."""
+        said, by = "", ""
+        try:
+            reply = self._session.send(
+                "POST", f"{self._url(trial.name)}:rawPredict", content=body, timeout=_ANSWER_TIMEOUT
+            )
+            by = str(reply.headers.get(_SERVED_BY, ""))
+        except Exception as error:
+            by = _served_by(error)
+            if container := _said_by_container(error):
+                if by in (trial.version, ""):
+                    raise trial.failed(f"fails with its own input example: {container[:2000]}") from error
+            elif not transient(error):
+                with translated(f"Endpoint {trial.name!r} cannot be asked"):
+                    raise
+            elif code_of(error) != 429:
+                said = message_of(error)
+        trial.note(by, said)
 
     def _change(self, name: str, seen: State, shares: Mapping[str, int], roles: Mapping[str, str]) -> None:
         """Set traffic and roles at once, where the endpoint is still as it was seen."""
@@ -750,10 +826,11 @@ def check_name(name: str) -> None:
         )
 
 
-def _is_ours(endpoint: Any) -> bool:
-    name = endpoint.display_name
+def _is_ours(endpoint: Any, name: str) -> bool:
+    """Whether an endpoint is the one of a name; `a_b` has the id of `a-b`."""
     return bool(
-        _NAME.fullmatch(name)
+        endpoint.display_name == name
+        and _NAME.fullmatch(name)
         and endpoint.labels.get(_OURS) == label(name)
         and endpoint.name.rpartition("/")[2] == google_name(name)
     )

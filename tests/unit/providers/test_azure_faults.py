@@ -629,10 +629,17 @@ def test_a_deployment_waits_out_a_network_that_is_away(
     assert here.deploy(experiment, served, "live").deployments[0].version == "2"
 
 
-def test_deleting_removes_all_that_was_made_and_names_what_stays(
-    azure: AzureServer, provider: AzureProvider, experiment: Experiment, served: str
+@pytest.mark.parametrize("cut", ["", "Versions_Delete"])
+def test_deleting_removes_all_that_was_made_and_names_what_stays_also_when_it_was_cut_off(
+    azure: AzureServer, provider: AzureProvider, experiment: Experiment, served: str, cut: str
 ) -> None:
     provider.deploy(experiment, served, "live-two")
+    if cut:
+        azure.ml.fail(cut, "denied")
+        with pytest.raises(CredentialsError):
+            provider.delete_endpoint("live")
+        with pytest.raises(EndpointNotFoundError):
+            provider.endpoint("live")
     left = provider.delete_endpoint("live")
     two = azure_name(WORKSPACE_ID, "live-two")
     assert any(served in sentence for sentence in left)
@@ -709,6 +716,8 @@ def test_an_endpoint_with_a_key_is_asked_with_it(
     provider.deploy(keyed, served, "keyed")
     assert provider.predict("keyed", ROWS) == {"predictions": [3.0]}
     assert "OnlineEndpoints_ListKeys" in azure.ml.calls
+    azure.ml.generation = "rotated-"
+    assert provider.predict("keyed", ROWS) == {"predictions": [3.0]}
 
 
 def test_input_that_only_the_container_can_judge_is_the_caller_s_error_too(

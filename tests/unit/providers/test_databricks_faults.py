@@ -520,12 +520,22 @@ def test_what_somebody_else_made_is_left_alone(
     assert server.workspace.endpoints["live"].config is not None
 
 
-def test_what_is_deleted_and_what_stays(
-    server: DatabricksServer, provider: DatabricksProvider, experiment: Experiment, models: list[str]
+@pytest.mark.parametrize("cut", ["", "delete_model"])
+def test_what_is_deleted_and_what_stays_also_when_it_was_cut_off(
+    server: DatabricksServer,
+    provider: DatabricksProvider,
+    experiment: Experiment,
+    models: list[str],
+    cut: str,
 ) -> None:
     endpoint = provider.deploy(experiment, models[0], "live", labels={"model_version": "7"})
     assert provider.input_example(endpoint) == {"dataframe_records": [{"x": 1.0}]}
     assert any("Building v1" in line for line in provider.endpoint_logs("live"))
+    if cut:
+        server.workspace.fail(cut, "denied")
+        with pytest.raises(ProviderError):
+            provider.delete_endpoint("live")
+        assert provider.list_endpoints() == []
     left = provider.delete_endpoint("live")
     assert left == [f"The model {models[0]} is kept."]
     assert server.workspace.models == {}

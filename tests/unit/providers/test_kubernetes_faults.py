@@ -240,6 +240,12 @@ def test_data_that_is_not_there_starts_nothing_and_data_in_the_store_is_read_in_
             provider.train(dataclasses.replace(experiment, data_path=data))
     assert jobs(kube) == []
     s3(kube).put_object(Bucket=BUCKET, Key="lake/numbers.txt", Body=b"1 2 6")
+    for key in ("table-old/a", "table-old/b", "table.bak", "table/a"):
+        assert not provider.storage.holds(f"s3://{BUCKET}/table")
+        s3(kube).put_object(Bucket=BUCKET, Key=key, Body=b"")
+    assert all(
+        provider.storage.holds(f"s3://{BUCKET}{name}") for name in ("", "/table", "/table/", "/table.bak")
+    )
     job = provider.train(dataclasses.replace(experiment, data_path=f"s3://{BUCKET}/lake/numbers.txt"))
     assert job.metrics == {"mean": 3.0, "count": 3.0}
 
@@ -588,10 +594,16 @@ def test_somebody_elses_service_is_left_alone(
     assert kube.cluster.things["services"]["nbd-theirs"]["spec"]["selector"] == {"app": "theirs"}
 
 
-def test_deleting_leaves_the_model_and_nothing_else(
-    kube: KubeServer, provider: KubernetesProvider, experiment: Experiment, model: str
+@pytest.mark.parametrize("cut", ["", "delete deployments"])
+def test_deleting_leaves_the_model_and_nothing_else_also_when_it_was_cut_off(
+    kube: KubeServer, provider: KubernetesProvider, experiment: Experiment, model: str, cut: str
 ) -> None:
     provider.deploy(experiment, model, "live")
+    if cut:
+        kube.fail(cut, "denied")
+        with pytest.raises(ProviderError):
+            provider.delete_endpoint("live")
+        assert provider.list_endpoints() == []
     assert provider.delete_endpoint("live") == [f"The model {model} is kept."]
     assert kube.cluster.things["services"] == kube.cluster.things["deployments"] == {}
     left = [item["Key"] for item in s3(kube).list_objects_v2(Bucket=BUCKET)["Contents"]]

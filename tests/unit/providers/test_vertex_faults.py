@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -33,8 +34,9 @@ from notebooked_dagster.errors import (
 )
 from notebooked_dagster.providers.base import EndpointStatus, Experiment, JobStatus
 from notebooked_dagster.providers.vertex import VertexProvider
-from tests.clouds.gcp import ACCOUNT, GcpServer
+from tests.clouds.gcp import ACCOUNT, ApiError, GcpServer
 from tests.clouds.gcp_kit import BUCKET, gcp_server, settings, vertex_provider
+from tests.clouds.gcs import Reply
 from tests.contract.scripts import write_scripts
 
 ROWS = {"dataframe_records": [{"x": 1.0}]}
@@ -859,11 +861,11 @@ def test_traffic_moves_in_the_steps_that_are_asked_for(
     monkeypatch.setattr(
         gcp.vertex, "update_endpoint", lambda p: (seen.append(dict(p.endpoint.traffic_split)), update(p))[1]
     )
-    canary = {"endpoint": {"canary": [10, 50], "bake": 0, "max_replicas": 3, "cpu_target": 70}}
+    canary = {"endpoint": {"canary": [40, 60], "bake": 0, "max_replicas": 3, "cpu_target": 70}}
     done = provider.deploy(
         dataclasses.replace(experiment, options=canary), other(provider, experiment), "live"
     )
-    assert seen == [{"1": 90, "2": 10}, {"1": 50, "2": 50}, {"2": 100}]
+    assert seen == [{"1": 60, "2": 40}, {"1": 40, "2": 60}, {"2": 100}]
     assert [(item.role, item.weight) for item in done.deployments] == [("champion", 100), ("previous", 0)]
     live = next(iter(gcp.vertex.endpoints.values())).message
     resources = live.deployed_models[0].dedicated_resources
@@ -888,6 +890,64 @@ def test_a_canary_that_fails_gives_its_traffic_back(
     assert {provider.predict("live", ROWS)["predictions"][0] for _ in range(10)} == {3.0}
     assert running(gcp) == ["1"]
     assert [(item.role, item.weight) for item in provider.endpoint("live").deployments] == [("champion", 100)]
+
+
+@pytest.mark.parametrize("turn", ["lost", "never"])
+def test_a_canary_that_stops_answering_or_is_never_asked_gives_its_traffic_back(
+    gcp: GcpServer,
+    provider: VertexProvider,
+    experiment: Experiment,
+    served: str,
+    monkeypatch: pytest.MonkeyPatch,
+    turn: str,
+) -> None:
+    turns = itertools.cycle("12")
+    lost: list[str] = []
+
+    def answer(*_: object) -> Reply:
+        if turn == "lost" and next(turns) == "2":
+            lost.append("2")
+            raise ApiError(504, "DEADLINE_EXCEEDED", "The model did not answer in time.")
+        return Reply(200, {"X-Vertex-AI-Deployed-Model-Id": "1"}, b'{"predictions": [3.0]}')
+
+    challenger = other(provider, experiment)
+    monkeypatch.setattr(gcp.vertex, "raw_predict", answer)
+    canary = dataclasses.replace(experiment, options={"endpoint": {"canary": [90], "bake": 0}})
+    said = "stopped answering: The model did not answer" if turn == "lost" else "answered 0 of 34 requests"
+    with pytest.raises(DeploymentError, match=said):
+        provider.deploy(canary, challenger, "live")
+    assert len(lost) == (5 if turn == "lost" else 0)
+    assert running(gcp) == ["1"]
+    assert [(item.role, item.weight) for item in provider.endpoint("live").deployments] == [("champion", 100)]
+
+
+def test_a_name_that_google_takes_for_another_replaces_nothing(
+    gcp: GcpServer, provider: VertexProvider, experiment: Experiment
+) -> None:
+    uri = provider.train(experiment).model_uri
+    assert uri is not None
+    provider.deploy(experiment, uri, "a_b")
+    with pytest.raises(DeploymentError, match="not 'a-b' of this project"):
+        provider.deploy(experiment, uri, "a-b")
+    for ask in (provider.endpoint, provider.delete_endpoint, provider.rollback):
+        with pytest.raises(EndpointNotFoundError):
+            ask("a-b")
+    assert provider.predict("a_b", ROWS) == {"predictions": [3.0]}
+    assert models(gcp) == ["nbd-a-b-v1"]
+
+
+@pytest.mark.parametrize("cut", ["DeleteModel", "DeleteObject"])
+def test_a_deletion_that_is_cut_off_is_finished_by_the_next(
+    gcp: GcpServer, provider: VertexProvider, served: str, cut: str
+) -> None:
+    gcp.vertex.fail(cut, "denied")
+    with pytest.raises(ProviderError):
+        provider.delete_endpoint("live")
+    assert any(served in sentence for sentence in provider.delete_endpoint("live"))
+    assert gcp.vertex.models == gcp.vertex.endpoints == {}
+    assert gcp.gcs.names(BUCKET, "notebooked/endpoints/") == []
+    with pytest.raises(EndpointNotFoundError):
+        provider.delete_endpoint("live")
 
 
 def test_an_endpoint_of_somebody_else_is_not_ours(
