@@ -14,6 +14,7 @@ import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy
 import pandas
 
 
@@ -54,6 +55,8 @@ class Handler(BaseHTTPRequestHandler):
 
 def parsed(asked, columns):
     """A request as MLflow makes it of a body, by the model's signature."""
+    if columns[0]["type"] == "tensor":
+        return numpy.array(asked["inputs"], dtype=columns[0]["tensor-spec"]["dtype"])
     if "dataframe_split" in asked:
         frame = pandas.DataFrame(
             asked["dataframe_split"]["data"], columns=asked["dataframe_split"]["columns"]

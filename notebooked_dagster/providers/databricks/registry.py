@@ -213,6 +213,9 @@ def _signature(facts: Mapping[str, Any]) -> dict[str, str]:
     found = {}
     for side in ("inputs", "outputs"):
         said = given.get(side)
+        if isinstance(said, Mapping) and "tensor" in said:
+            # An array, as MLflow says it.
+            said = [{"type": "tensor", "tensor-spec": said["tensor"]}]
         found[side] = said if isinstance(said, str) and said else json.dumps(said or _ANYTHING)
     return found
 

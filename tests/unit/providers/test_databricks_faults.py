@@ -31,6 +31,7 @@ from notebooked_dagster.errors import (
 from notebooked_dagster.providers.base import EndpointStatus, Experiment, JobStatus
 from notebooked_dagster.providers.databricks import DatabricksProvider
 from notebooked_dagster.providers.databricks.jobs import tokens
+from notebooked_dagster.providers.databricks.registry import write_model
 from tests.clouds.databricks import CATALOG, SCHEMA, VOLUME, DatabricksServer
 from tests.clouds.databricks_kit import databricks_provider, databricks_server, settings
 from tests.contract.scripts import write_scripts
@@ -566,3 +567,15 @@ def test_what_is_registered_is_a_model_of_mlflows(
         sys.path[:] = before
         for name in ("inference", "notebooked_pyfunc"):
             sys.modules.pop(name, None)
+
+
+def test_a_model_of_an_array_says_so_as_mlflow_does(experiment: Experiment, tmp_path: Path) -> None:
+    from mlflow.types import Schema
+
+    signature = {"inputs": {"tensor": {"shape": [-1, 4], "dtype": "float64"}}, "outputs": [{"type": "long"}]}
+    (tmp_path / "trained").mkdir()
+    (tmp_path / "trained" / "model.json").write_text(json.dumps({"signature": signature}))
+    write_model(experiment, tmp_path / "trained", tmp_path / "packed")
+    written = json.loads((tmp_path / "packed" / "MLmodel").read_text())["signature"]
+    assert Schema.from_json(written["inputs"]).numpy_types() == ["float64"]
+    assert Schema.from_json(written["outputs"]).to_dict() == [{"type": "long", "required": True}]
