@@ -70,6 +70,7 @@ class KubernetesProvider(CloudProvider):
             Capability.GPU,
             Capability.MULTIPLE_INSTANCES,
             Capability.PLAN,
+            Capability.PIPES,
         }
     )
 
@@ -197,6 +198,12 @@ class KubernetesProvider(CloudProvider):
                 key="data_path",
                 hint="Put the data there, or correct data_path.",
             )
+
+    def _pipes_place(self, job_id: str) -> dict[str, str]:
+        return self.storage.place("jobs", job_id, "pipes")
+
+    def _messages(self, job_id: str, number: int) -> bytes | None:
+        return self.storage.read(self.storage.uri("jobs", job_id, "pipes", f"{number}.json"))
 
     def _look(self, job_id: str) -> Remote | None:
         return self._jobs.find(job_id)

@@ -48,6 +48,11 @@ class ObjectStore(Storage):
             found["AWS_ENDPOINT_URL_S3"] = address
         return [{"name": name, "value": value} for name, value in found.items()]
 
+    def place(self, *parts: str) -> dict[str, str]:
+        """Where a pod writes messages of Dagster Pipes; the rest of what it takes is in its environment."""
+        bucket, key = split(self.uri(*parts))
+        return {"bucket": bucket, "key_prefix": key}
+
     def document(self, uri: str) -> dict[str, Any] | None:
         """A JSON document; None where there is none, or none that is whole."""
         raw = self.read(uri)
