@@ -16,11 +16,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from notebooked_dagster.config.azure import AzureEndpoint
 from notebooked_dagster.core import retrying, tracing
-from notebooked_dagster.core.retrying import Outage, budget_of
+from notebooked_dagster.core.retrying import budget_of
 from notebooked_dagster.errors import (
     DeploymentError,
     EndpointNotFoundError,
@@ -43,7 +43,7 @@ from notebooked_dagster.providers.cloud.serving import (
     roles_back,
     serving_code,
 )
-from notebooked_dagster.providers.cloud.waiting import OutOfReachError
+from notebooked_dagster.providers.cloud.waiting import OutOfReachError, until
 from notebooked_dagster.providers.failures import find_traceback, remapped_traceback
 
 from . import images
@@ -63,6 +63,7 @@ from .serving import (
 from .session import AzureSession
 from .storage import Storage
 
+T = TypeVar("T")
 log = logging.getLogger("notebooked.providers.azure")
 _STATUS = {
     "Creating": EndpointStatus.CREATING,
@@ -507,22 +508,16 @@ class Hosting:
 
     def _settled(self, look: Callable[[], dict[str, Any] | None]) -> str:
         """Azure's last word on something; empty where it is gone."""
-        outage = Outage(budget_of("azure"), base=self._poll)
-        while True:
-            try:
-                found = look()
-            except OutOfReachError as error:
-                log.warning("%s It is looked at again.", error.message)
-                if not outage.goes_on():
-                    raise
-                continue
-            outage.over()
-            if found is None:
-                return ""
-            state = str(found["properties"].get("provisioningState", ""))
-            if state not in _MOVING:
-                return state
-            time.sleep(self._poll)
+
+        def state() -> str:
+            found = look()
+            return str(found["properties"].get("provisioningState", "")) if found is not None else ""
+
+        return self._patiently(state, lambda seen: seen not in _MOVING)
+
+    def _patiently(self, look: Callable[[], T], done: Callable[[T], bool] = lambda _: True) -> T:
+        """Look until that is the end of it; long trouble is waited out."""
+        return until(look, done, budget=budget_of("azure"), poll=self._poll, timeout=None, say=log.warning)
 
     def _try(self, name: str, version: str, document: Mapping[str, Any]) -> None:
         """Send the model's own example to the new version alone. Raises DeploymentError where it does not answer."""
@@ -590,7 +585,9 @@ class Hosting:
             with contextlib.suppress(NotebookedError):
                 # Azure refuses a change while it is busy with the one that we gave up.
                 self._settled(lambda: self._resource(name))
-                self._share(name, {v: share for v, share in before.weights.items() if share}, before.roles)
+                shares = {v: share for v, share in before.weights.items() if share}
+                # What made the version fail may be an outage that this runs into as well.
+                self._patiently(lambda: self._share(name, shares, before.roles))
             raise
 
     def _watch(self, name: str, version: str, document: Mapping[str, Any], seconds: float) -> None:

@@ -17,14 +17,13 @@ import logging
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from notebooked_dagster.config.databricks import DatabricksEndpoint
 from notebooked_dagster.core import tracing
-from notebooked_dagster.core.retrying import Outage
 from notebooked_dagster.errors import (
     ConfigError,
     DeploymentError,
@@ -37,17 +36,19 @@ from notebooked_dagster.providers.base import Endpoint, EndpointStatus, Experime
 from notebooked_dagster.providers.cloud import serving
 from notebooked_dagster.providers.cloud.package import unpack
 from notebooked_dagster.providers.cloud.serving import ROLES, InputCheck, conflict
-from notebooked_dagster.providers.cloud.waiting import OutOfReachError
+from notebooked_dagster.providers.cloud.waiting import OutOfReachError, until
 from notebooked_dagster.providers.failures import find_traceback, remapped_traceback
 
 from .registry import Registry
 from .session import DatabricksSession, code_of, once, package, translated
 from .storage import SCHEME, Storage, volume_path
 
+T = TypeVar("T")
 log = logging.getLogger("notebooked.providers.databricks")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,48}[a-z0-9]|[a-z0-9]")
 _OURS, _ROLES, _NEXT = "notebooked_endpoint", "notebooked_roles", "notebooked_next"
 _BUSY = re.compile(r"(?i)in progress|being updated|currently updating|pending update|already exists|conflict")
+_FAILED = ("UPDATE_FAILED", "UPDATE_CANCELED")
 # What of a served model is ours to say again when the configuration around it changes.
 _SAID = (
     "name",
@@ -492,29 +493,36 @@ class Hosting:
 
     def _wait(self, name: str, version: str | None, patience: float) -> None:
         """Wait until an update has come to its end. Raises DeploymentError where that is no good one."""
-        deadline = time.monotonic() + patience
-        outage = Outage(self._session.budget, base=self._poll, patience=patience)
-        while True:
-            try:
-                found = self._found(name)
-                outage.over()
-            except OutOfReachError as error:
-                log.warning("%s Endpoint %s is looked at again.", error.message, name)
-                if not outage.goes_on():
-                    raise
-                continue
-            progress, ready = (
-                _word(found.state and found.state.config_update),
-                _word(found.state and found.state.ready),
-            )
-            if progress == "NOT_UPDATING" and ready == "READY":
-                return
-            if progress in ("UPDATE_FAILED", "UPDATE_CANCELED"):
-                reason = _complaints(found.pending_config) or _complaints(found.config) or progress
-                raise self._unhealthy(name, version, reason)
-            if time.monotonic() > deadline:
-                raise self._unhealthy(name, version, f"it was not ready within {patience:.0f} s")
-            time.sleep(self._poll)
+
+        def look() -> tuple[Any, str, bool]:
+            found = self._found(name)
+            progress = _word(found.state and found.state.config_update)
+            return found, progress, _word(found.state and found.state.ready) == "READY"
+
+        found, progress, ready = until(
+            look,
+            lambda seen: seen[1] in _FAILED or (seen[1] == "NOT_UPDATING" and seen[2]),
+            budget=self._session.budget,
+            poll=self._poll,
+            timeout=patience,
+            say=log.warning,
+        )
+        if progress in _FAILED:
+            reason = _complaints(found.pending_config) or _complaints(found.config) or progress
+            raise self._unhealthy(name, version, reason)
+        if progress != "NOT_UPDATING" or not ready:
+            raise self._unhealthy(name, version, f"it was not ready within {patience:.0f} s")
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        """Make a call that may be made twice; long trouble is waited out."""
+        return until(
+            call,
+            lambda _: True,
+            budget=self._session.budget,
+            poll=self._poll,
+            timeout=None,
+            say=log.warning,
+        )
 
     def _unhealthy(self, name: str, version: str | None, reason: str) -> DeploymentError:
         before = self._before(name)
@@ -584,7 +592,12 @@ class Hosting:
             try:
                 self._watch(name, version, options.bake, document.get("input_example"))
             except BaseException:
-                self._settle(name, self._state(name), {champion: 100}, known, {champion}, patience)
+                # What made the version fail may be an outage that this runs into as well.
+                self._patiently(
+                    lambda: self._settle(
+                        name, self._state(name), {champion: 100}, known, {champion}, patience
+                    )
+                )
                 raise
         kept = {version, champion} if options.keep_warm else {version}
         self._settle(name, self._unchanged(name, before), {version: 100}, roles, kept, patience)
@@ -615,8 +628,8 @@ class Hosting:
         """Ask a version that has a little of the traffic for a while. Raises DeploymentError where it fails."""
         deadline = time.monotonic() + seconds
         while True:
-            self._verify(name, version, example)
-            if message := self._state(name).message:
+            self._patiently(lambda: self._verify(name, version, example))
+            if message := self._patiently(lambda: self._state(name)).message:
                 raise DeploymentError(
                     f"Endpoint {name!r} is not well with the new version: {message}",
                     hint=_where(name, version),

@@ -16,14 +16,14 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import operator
 import re
 import secrets
 import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
@@ -41,6 +41,7 @@ from notebooked_dagster.providers.base import Endpoint, EndpointStatus, Experime
 from notebooked_dagster.providers.cloud import serving
 from notebooked_dagster.providers.cloud.package import unpack
 from notebooked_dagster.providers.cloud.serving import ROLES, InputCheck, conflict
+from notebooked_dagster.providers.cloud.waiting import until
 from notebooked_dagster.providers.failures import find_traceback, remapped_traceback
 
 from . import manifests
@@ -50,6 +51,7 @@ from .pods import CONTAINER, OURS, condition, oldest_first, status_of, trouble
 from .session import KubeError, KubeSession, translated
 from .storage import ObjectStore
 
+T = TypeVar("T")
 log = logging.getLogger("notebooked.providers.kubernetes")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,48}[a-z0-9]|[a-z0-9]")
 # A container that ended this often while it started will not get up.
@@ -219,6 +221,15 @@ class Hosting:
     def _deployments(self, name: str) -> list[dict[str, Any]]:
         return self._session.list("deployments", f"{OURS},{ENDPOINT}={kube_name(name)}")
 
+    def _left(self, name: str) -> list[dict[str, Any]]:
+        with translated(f"The Deployments of endpoint {name!r} cannot be listed"):
+            return self._deployments(name)
+
+    def _waited(self, look: Callable[[], T], done: Callable[[T], bool], timeout: float) -> T:
+        return until(
+            look, done, budget=self._session.budget, poll=self._poll, timeout=timeout, say=log.warning
+        )
+
     def _pods(self, name: str, version: str) -> list[Mapping[str, Any]]:
         found = self._session.list("pods", f"{ENDPOINT}={kube_name(name)},{VERSION}={version}")
         return [pod for pod in oldest_first(found) if not pod["metadata"].get("deletionTimestamp")]
@@ -336,8 +347,7 @@ class Hosting:
         with translated(f"Endpoint {name!r} cannot be looked at"):
             service = self._session.get("services", kube_name(name))
             # Our folder goes last: while it is there, a deletion that was cut off can be finished.
-            left = versions or self._deployments(name)
-        if not (_is_ours(service, name) if service is not None else left):
+        if not (_is_ours(service, name) if service is not None else versions or self._left(name)):
             raise self._unknown(name)
         documents = [self._document(name, version) for version in versions]
         with translated(f"Endpoint {name!r} cannot be deleted"):
@@ -345,9 +355,11 @@ class Hosting:
             self._session.delete("services", kube_name(name))
             for item in self._deployments(name):
                 self._session.delete("deployments", item["metadata"]["name"], propagation="Foreground")
-            deadline = time.monotonic() + 300
-            while self._deployments(name) and time.monotonic() < deadline:
-                time.sleep(self._poll)
+        if self._waited(lambda: self._left(name), operator.not_, 300):
+            raise ProviderError(
+                f"Kubernetes has not removed the pods of endpoint {name!r} in 300 s.",
+                hint="Delete it again; `kubectl describe deployment` tells what they wait for.",
+            )
         self._store.remove_below(self._place(name))
         self._input.forget(name)
         kept = sorted({str(item.get("model_uri")) for item in documents} - {"None", ""})
@@ -461,19 +473,16 @@ class Hosting:
         self._ready(name, version, pods, float(document.get("health_timeout", 600)))
 
     def _ready(self, name: str, version: str, pods: int, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        own = f"{kube_name(name)}-v{version}"
-        while True:
+        def look() -> tuple[str, bool]:
             with translated(f"Version {version} of endpoint {name!r} cannot be looked at"):
-                found = self._session.get("deployments", own)
+                found = self._session.get("deployments", f"{kube_name(name)}-v{version}")
                 if found is None:
                     raise _removed(name, version)
-                if _is_ready(found, pods):
-                    return
-                why, final = self._obstacle(name, version, found)
-            if final or time.monotonic() > deadline:
-                raise self._unhealthy(name, version, why or f"it was not ready after {timeout:.0f} s")
-            time.sleep(self._poll)
+                return ("", True) if _is_ready(found, pods) else self._obstacle(name, version, found)
+
+        why, final = self._waited(look, lambda seen: seen[1], timeout)
+        if why or not final:
+            raise self._unhealthy(name, version, why or f"it was not ready after {timeout:.0f} s")
 
     def _obstacle(self, name: str, version: str, found: Mapping[str, Any]) -> tuple[str, bool]:
         """What keeps a version from being ready, and whether waiting is of no use."""
@@ -683,9 +692,11 @@ class Hosting:
             self._store.remove_below(self._place(name, version))
 
     def _until_gone(self, name: str, version: str) -> None:
-        deadline = time.monotonic() + 120
-        while self._pods(name, version) and time.monotonic() < deadline:
-            time.sleep(self._poll)
+        def look() -> Sequence[Mapping[str, Any]]:
+            with translated(f"The pods of endpoint {name!r} cannot be listed"):
+                return self._pods(name, version)
+
+        self._waited(look, operator.not_, 120)
 
     def _again(self, name: str, now: State, known: Mapping[str, str], before: State | None) -> None:
         """The challenger that made room comes back."""

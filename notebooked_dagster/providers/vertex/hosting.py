@@ -20,10 +20,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from notebooked_dagster.config.vertex import VertexEndpoint
-from notebooked_dagster.core.retrying import Outage
 from notebooked_dagster.errors import (
     ConfigError,
     DeploymentError,
@@ -36,7 +35,7 @@ from notebooked_dagster.providers.base import Endpoint, EndpointStatus, Experime
 from notebooked_dagster.providers.cloud import serving
 from notebooked_dagster.providers.cloud.package import unpack
 from notebooked_dagster.providers.cloud.serving import ROLES, InputCheck, conflict
-from notebooked_dagster.providers.cloud.waiting import OutOfReachError
+from notebooked_dagster.providers.cloud.waiting import OutOfReachError, until
 from notebooked_dagster.providers.failures import find_traceback, remapped_traceback
 
 from . import images
@@ -55,6 +54,7 @@ from .session import (
 from .storage import Storage
 from .training import command, label, machine_spec
 
+T = TypeVar("T")
 log = logging.getLogger("notebooked.providers.vertex")
 _PREFIX = "nbd-"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,48}[a-z0-9]|[a-z0-9]")
@@ -475,9 +475,7 @@ class Hosting:
         with translated(f"Version {version} of endpoint {name!r} cannot be made"):
             self._finished(
                 lambda: self._models.upload_model(request=query, timeout=TIMEOUT),
-                lambda: self._exists(
-                    lambda: self._models.get_model(name=self._model(name, version), timeout=TIMEOUT)
-                ),
+                lambda: self._has_model(self._model(name, version)),
                 900,
             )
         return document
@@ -539,49 +537,40 @@ class Hosting:
         raise AssertionError  # the last attempt raises
 
     def _until(self, done: Callable[[], bool], timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        while not done():
-            if time.monotonic() > deadline:
-                raise ProviderError(
-                    f"Vertex AI has not done in {timeout:.0f} s what it was asked, nor said why."
-                )
-            time.sleep(self._poll)
+        if not self._waited(done, bool, timeout):
+            raise ProviderError(f"Vertex AI has not done in {timeout:.0f} s what it was asked, nor said why.")
 
-    def _exists(self, look: Callable[[], Any]) -> bool:
-        try:
-            self._session.again(look)
-        except Exception as error:
-            if code_of(error) == 404:
-                return False
-            raise
+    def _waited(self, look: Callable[[], T], done: Callable[[T], bool], timeout: float) -> T:
+        return until(
+            look, done, budget=self._session.budget, poll=self._poll, timeout=timeout, say=log.warning
+        )
+
+    def _has_model(self, resource: str) -> bool:
+        with translated(f"{resource} cannot be looked at"):
+            try:
+                self._session.again(lambda: self._models.get_model(name=resource, timeout=TIMEOUT))
+            except Exception as error:
+                if code_of(error) == 404:
+                    return False
+                raise
         return True
 
     def _operation(self, operation: Any, timeout: float) -> None:
         # Not by the client's own polling: over REST it asks an address that the API's reference does not have.
         url = f"{self._session.vertex_url}/v1/{operation.name}"
-        deadline = time.monotonic() + timeout
-        outage = Outage(self._session.budget, base=self._poll, patience=timeout)
-        while True:
-            try:
-                found = self._session.send("GET", url).json()
-                outage.over()
-                if found.get("done"):
-                    break
-            except Exception as error:
-                if not transient(error):
-                    raise
-                log.warning(
-                    "An operation of Vertex AI cannot be looked at, and is looked at again: %s", error
-                )
-                outage.goes_on()
-            if time.monotonic() > deadline:
-                raise ProviderError(
-                    f"Vertex AI has not finished an operation in {timeout:.0f} s.",
-                    hint="It may go on there; look again later.",
-                    details={"operation": operation.name},
-                )
-            if not outage.failures:
-                time.sleep(self._poll)
+
+        def look() -> dict[str, Any]:
+            with translated("An operation of Vertex AI cannot be looked at"):
+                found: dict[str, Any] = self._session.send("GET", url).json()
+                return found
+
+        found = self._waited(look, lambda seen: bool(seen.get("done")), timeout)
+        if not found.get("done"):
+            raise ProviderError(
+                f"Vertex AI has not finished an operation in {timeout:.0f} s.",
+                hint="It may go on there; look again later.",
+                details={"operation": operation.name},
+            )
         if "error" in found:
             failure = found["error"]
             raise package("google.api_core.exceptions").from_grpc_status(
@@ -660,7 +649,8 @@ class Hosting:
             try:
                 self._watch(name, version, percent, options.bake, document.get("input_example"))
             except BaseException:
-                self._change(name, self._state(name), {champion: 100}, known)
+                # What made the version fail may be an outage that this runs into as well.
+                self._session.patiently(lambda: self._change(name, self._state(name), {champion: 100}, known))
                 raise
         self._change(name, self._unchanged(name, seen), {version: 100}, roles)
 
@@ -681,7 +671,7 @@ class Hosting:
                 self._try(trial, body)
             if time.monotonic() - looked >= self._poll:
                 looked = time.monotonic()
-                if message := self._state(name).message:
+                if message := self._session.patiently(lambda: self._state(name)).message:
                     raise DeploymentError(
                         f"Endpoint {name!r} is not well with the new version: {message}",
                         hint=_where(name, version),
@@ -693,6 +683,8 @@ class Hosting:
 
     def _try(self, trial: _Trial, body: bytes) -> None:
         """Ask the endpoint once, whichever version it is that answers."""
+        from requests.exceptions import Timeout
+
         said, by = "", ""
         try:
             reply = self._session.send(
@@ -707,6 +699,9 @@ class Hosting:
             elif not transient(error):
                 with translated(f"Endpoint {trial.name!r} cannot be asked"):
                     raise
+            elif not code_of(error) and not isinstance(error, Timeout):
+                # There is no way to the endpoint, whoever would answer.
+                return
             elif code_of(error) != 429:
                 said = message_of(error)
         trial.note(by, said)
@@ -799,7 +794,7 @@ class Hosting:
             try:
                 self._finished(
                     lambda: self._models.delete_model(name=resource, timeout=TIMEOUT),
-                    lambda: not self._exists(lambda: self._models.get_model(name=resource, timeout=TIMEOUT)),
+                    lambda: not self._has_model(resource),
                     300,
                 )
             except Exception as error:

@@ -45,6 +45,7 @@ class Jobs:
         self._poll = poll
         self._resources: dict[str, str] = {}
         self._created: dict[str, datetime] = {}
+        self._ended: set[str] = set()
 
     @property
     def _client(self) -> Any:
@@ -74,10 +75,17 @@ class Jobs:
             except Exception as error:
                 if code_of(error) == 404:
                     self._resources.pop(name, None)
+                    self._ended.discard(name)
                     return None
                 raise
         self._created[name] = found.create_time
+        if found.end_time:
+            self._ended.add(name)
         return found
+
+    def has_ended(self, name: str) -> bool:
+        """Whether a job had ended when it was last looked at."""
+        return name in self._ended
 
     def created(self, name: str) -> datetime | None:
         """When a job was made; None where there is none."""
@@ -167,6 +175,10 @@ class Jobs:
 
     def _create(self, name: str, request: Mapping[str, Any], began: float) -> str:
         """Create the job; where an answer is missing, look for the job before another is asked for."""
+
+        def late() -> bool:
+            return time.monotonic() - began > self._claim / 2
+
         with translated("The training job cannot be started"):
             for attempt in range(1, 5):
                 try:
@@ -175,17 +187,24 @@ class Jobs:
                     )
                     return str(made.name)
                 except Exception as error:
-                    late = attempt == 4 or time.monotonic() - began > self._claim / 2
-                    if late or not self._session.is_worth_another(error):
+                    if attempt == 4 or late() or not self._session.is_worth_another(error):
                         raise
                     if not unclear(error):
                         self._session.back_off(attempt)
-                        continue
-                for _ in range(_LOOKS):
-                    self._session.pause(attempt)
-                    if (found := self._labelled(name, leave_one=True)) is not None:
+                    elif (found := self._looked_for(name, attempt)) is not None:
                         return found
+                    if late():
+                        # That took its time too; whoever waits for the mark may have it before a second job is made.
+                        raise
         raise AssertionError  # the last attempt raises
+
+    def _looked_for(self, name: str, attempt: int) -> str | None:
+        """The job that an unanswered call may have made."""
+        for _ in range(_LOOKS):
+            self._session.pause(attempt)
+            if (found := self._labelled(name, leave_one=True)) is not None:
+                return found
+        return None
 
     # The mark and the label
 

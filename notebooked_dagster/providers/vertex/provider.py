@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from functools import cached_property
@@ -11,6 +13,7 @@ from typing import Any, ClassVar
 
 from notebooked_dagster.config.vertex import VertexEndpoint, VertexOptions, VertexTraining
 from notebooked_dagster.errors import ConfigError, CredentialsError, DataError
+from notebooked_dagster.providers import jobs
 from notebooked_dagster.providers.arguments import checked_options, is_url
 from notebooked_dagster.providers.base import Capability, Experiment, Plan
 from notebooked_dagster.providers.cloud.endpoints import said
@@ -25,6 +28,9 @@ from .logs import job_lines
 from .session import GcpSession
 from .storage import Storage
 from .training import check_machine, remote_of, training_request
+
+# A project may read logs sixty times a minute, all its jobs together: they are looked at less often than states.
+_LOG_POLLS = 3
 
 
 class VertexProvider(CloudProvider):
@@ -235,10 +241,15 @@ class VertexProvider(CloudProvider):
         self._jobs.cancel(job_id)
 
     def _lines(self, job_id: str, cursor: Any) -> tuple[list[str], Any]:
+        last, read_at = cursor or (None, -math.inf)
+        ended = self._jobs.has_ended(job_id) or jobs.read(self._store.folder(job_id)).status.finished
+        if not ended and time.monotonic() - read_at < _LOG_POLLS * self._poll:
+            return [], cursor
         resource, since = self._jobs.resource(job_id), self._jobs.created(job_id)
         if resource is None or since is None:
             return [], cursor
-        return job_lines(self.session, resource, since, cursor)
+        lines, last = job_lines(self.session, resource, since, last, whole=ended)
+        return lines, (last, time.monotonic())
 
     def _fetch_code(self, job_id: str, target: Path) -> None:
         self._fetch_archive(self._source(job_id), target)

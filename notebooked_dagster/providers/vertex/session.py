@@ -6,6 +6,7 @@ The clients speak REST, not gRPC: one transport less to let through a proxy, and
 
 from __future__ import annotations
 
+import logging
 import random
 import re
 import threading
@@ -25,8 +26,9 @@ from notebooked_dagster.errors import (
     ProviderError,
     QuotaError,
 )
-from notebooked_dagster.providers.cloud.waiting import OutOfReachError
+from notebooked_dagster.providers.cloud.waiting import OutOfReachError, until
 
+log = logging.getLogger("notebooked.providers.vertex")
 T = TypeVar("T")
 _SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
 # Short trouble is waited out here; longer trouble is for whoever waits for the job.
@@ -167,6 +169,12 @@ class GcpSession:
             base=2 * self._pause,
         )
 
+    def patiently(self, call: Callable[[], T]) -> T:
+        """Make a call that may be made twice and whose errors are ours; long trouble is waited out."""
+        return until(
+            call, lambda _: True, budget=self.budget, poll=2 * self._pause, timeout=None, say=log.warning
+        )
+
     def is_worth_another(self, error: Exception) -> bool:
         """Whether a call that failed so may be made once more; that takes a retry of the budget."""
         return transient(error) and self.budget.take()
@@ -216,9 +224,11 @@ def _refusal(reply: Any) -> Exception:
 
 def transient(error: Exception) -> bool:
     """Whether the same call may well work in a moment."""
+    from google.auth.exceptions import TransportError
     from requests.exceptions import ChunkedEncodingError, ConnectionError, Timeout
 
-    if isinstance(error, ConnectionError | Timeout | ChunkedEncodingError):
+    # Who gives out tokens may be out of reach, too.
+    if isinstance(error, ConnectionError | Timeout | ChunkedEncodingError | TransportError):
         return True
     code = code_of(error)
     return code >= 500 or (code == 429 and not is_quota(error))

@@ -567,6 +567,8 @@ def test_lost_replies_of_a_deployment_are_no_second_version(
     kube.fail("create deployments", "lost")
     kube.fail("create services", "lost")
     provider.deploy(experiment, model, "live")
+    # The control plane is upgraded while the second version starts.
+    kube.fail("get deployments", "error", times=6)
     kube.fail("patch services", "lost")
     kube.fail("patch deployments", "throttle")
     endpoint = provider.deploy(experiment, model, "live")

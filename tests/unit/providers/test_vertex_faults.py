@@ -195,6 +195,19 @@ def test_a_lost_reply_to_the_submission_is_no_second_job(
     assert len(gcp.vertex.jobs) == 1
 
 
+def test_who_was_held_up_makes_no_job_beside_the_one_of_who_took_over(
+    gcp: GcpServer, experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider = vertex_provider(tmp_path / "state", gcp, claim=1.2)
+    monkeypatch.setattr(provider.session, "pause", lambda attempt: time.sleep(0.25))
+    gcp.vertex.fail("CreateCustomJob", "error")
+    with pytest.raises(ProviderError, match="cannot be started"):
+        provider.train(experiment)
+    assert gcp.vertex.calls.count("CreateCustomJob") == 1
+    assert vertex_provider(tmp_path / "other", gcp, claim=1.2).train(experiment).status is JobStatus.SUCCEEDED
+    assert len(gcp.vertex.jobs) == 1
+
+
 def test_a_lost_reply_to_the_mark_is_no_lost_job(
     gcp: GcpServer, provider: VertexProvider, experiment: Experiment
 ) -> None:
@@ -388,6 +401,29 @@ def test_a_killed_script_is_told_as_killed(
 ) -> None:
     with pytest.raises(TrainingKilledError, match="signal 9"):
         provider.train(acting(experiment, "kill"))
+
+
+def test_a_log_that_may_not_be_read_yet_is_waited_for(
+    gcp: GcpServer, experiment: Experiment, tmp_path: Path
+) -> None:
+    provider = vertex_provider(tmp_path / "state", gcp, log_grace=0.0)
+    job = provider.train(acting(experiment, "fail"), wait=False)
+    ended(gcp)
+    gcp.vertex.fail("ListLogEntries", "throttle", times=5)
+    assert "the loss is not a number" in provider.status(job.id).traceback
+
+
+def test_who_gives_out_tokens_may_be_out_of_reach(provider: VertexProvider) -> None:
+    from google.auth.exceptions import TransportError
+
+    answers = iter([TransportError("no route"), None])  # type: ignore[no-untyped-call]
+
+    def call() -> str:
+        if (error := next(answers)) is not None:
+            raise error
+        return "done"
+
+    assert provider.session.again(call) == "done"
 
 
 @pytest.mark.parametrize("damage", ["missing", "corrupt"])
@@ -907,6 +943,9 @@ def test_a_canary_that_stops_answering_or_is_never_asked_gives_its_traffic_back(
     def answer(*_: object) -> Reply:
         if turn == "lost" and next(turns) == "2":
             lost.append("2")
+            if len(lost) == 5:
+                # The outage that made it fail is not over when the traffic is to go back.
+                gcp.vertex.fail("UpdateEndpoint", "error", times=5)
             raise ApiError(504, "DEADLINE_EXCEEDED", "The model did not answer in time.")
         return Reply(200, {"X-Vertex-AI-Deployed-Model-Id": "1"}, b'{"predictions": [3.0]}')
 
