@@ -17,7 +17,7 @@ from typing import Any
 from notebooked_dagster.errors import ConfigError
 
 PLATFORMS = {"github": ".github/workflows/notebooks.yml", "gitlab": ".gitlab-ci.yml"}
-PROVIDERS = ("local", "sagemaker", "azure", "gcp")
+PROVIDERS = ("local", "sagemaker", "azure", "gcp", "kubernetes", "databricks")
 #: Action -> the commit of its release, and the release; read from the actions' repositories in November 2026.
 ACTIONS = {
     "actions/checkout": ("3d3c42e5aac5ba805825da76410c181273ba90b1", "v7.0.1"),
