@@ -562,7 +562,11 @@ def test_of_two_deployments_at_once_one_is_told_to_wait(
 
 
 def test_who_deploys_is_alone_until_a_minute_after_it_died(
-    azure: AzureServer, provider: AzureProvider, experiment: Experiment, served: str
+    azure: AzureServer,
+    provider: AzureProvider,
+    experiment: Experiment,
+    served: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lock = provider.storage.uri("locks", LIVE)
     with (
@@ -580,6 +584,16 @@ def test_who_deploys_is_alone_until_a_minute_after_it_died(
     blob.until = time.time() - 1
     assert provider.deploy(experiment, served, "live").deployments[0].version == "2"
     assert (CONTAINER, name) not in azure.blobs.blobs
+
+    def taken_over(*_: object) -> None:
+        azure.blobs.blobs[CONTAINER, name].lease = "somebody"
+
+    # Who was cut off for longer than that moves no traffic.
+    monkeypatch.setattr(provider._hosting, "_try", taken_over)
+    with pytest.raises(DeploymentConflictError, match="another deployment is under way"):
+        provider.deploy(experiment, served, "live")
+    champion = provider.endpoint("live").deployments[0]
+    assert (champion.version, champion.weight) == ("2", 100)
 
 
 @pytest.mark.parametrize("name", ["first", "live"])

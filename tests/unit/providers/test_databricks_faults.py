@@ -496,7 +496,11 @@ def test_a_process_killed_between_traffic_and_roles_leaves_both_as_they_were_to_
 
 
 def test_traffic_moves_in_steps_and_comes_back(
-    server: DatabricksServer, provider: DatabricksProvider, experiment: Experiment, models: list[str]
+    server: DatabricksServer,
+    provider: DatabricksProvider,
+    experiment: Experiment,
+    models: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     options = {"endpoint": {"canary": [10, 50], "bake": 0, "keep_warm": True}}
     changed = dataclasses.replace(experiment, options=options)
@@ -506,6 +510,16 @@ def test_traffic_moves_in_steps_and_comes_back(
     assert entities(server, "live") == {"v1": 0, "v2": 100}
     assert {item.role: item.weight for item in endpoint.deployments} == {"champion": 100, "previous": 0}
     assert server.workspace.calls.count("update_config") == 4
+
+    def fails(*_: object) -> None:
+        # The outage that made it fail is not over when the traffic is to go back.
+        server.workspace.fail("update_config", "error", times=5)
+        raise DeploymentError("It has stopped answering.")
+
+    monkeypatch.setattr(provider._hosting, "_watch", fails)
+    with pytest.raises(DeploymentError, match="stopped answering"):
+        provider.deploy(changed, models[0], "live")
+    assert entities(server, "live") == {"v2": 100}
 
 
 def test_what_somebody_else_made_is_left_alone(
