@@ -10,8 +10,9 @@ the process of a run (``recording``). The device's folder::
     instance/                        the small Dagster instance of all runs here
     runs/<run id>/                   request, journal, lease, compute logs, outputs
 
-A run is two processes: this module as its *keeper*, which notes how the worker ended, and the worker. Both hold a lock on
-``alive`` from before they are born: who can take that lock knows that neither lives, whatever became of their numbers.
+A run is two processes: this module as its *keeper*, which notes how the worker ended, and the worker. Both share a lock on
+``alive``, and who starts them shares it until they do: who can have that lock alone knows that neither lives or is about
+to, whatever became of their numbers. ``kept`` is made by the one keeper that a run ever has.
 """
 
 from __future__ import annotations
@@ -32,13 +33,15 @@ from pathlib import Path
 from typing import Any
 
 from . import spool
-from .journal import NAME, Journal, clock, decode
+from .journal import NAME, Journal, JournalError, clock, decode
 
 ROOT = Path.cwd().parents[1] if len(Path.cwd().parents) > 1 else Path.cwd()
 RELEASES, RUNS, ENVIRONMENTS, INSTANCE = "releases", "runs", "environments", "instance"
-REQUEST, ALIVE, CANCEL, LEASE, DELIVERED, LOG = (
+AGENTS = "agents"
+REQUEST, ALIVE, KEPT, CANCEL, LEASE, DELIVERED, LOG = (
     "request.json",
     "alive",
+    "kept",
     "cancel",
     "lease.json",
     "delivered",
@@ -48,8 +51,12 @@ OUTPUTS, COMPUTE_LOGS = "outputs", "compute_logs"
 # A worker that was asked to stop and is deaf to it.
 _GRACE = 30.0
 _POLL = 0.05
-# A lease that has more of its time left than this is not written anew.
-_RENEWED = 0.8
+# What systemd has for starting a keeper, before we start one ourselves.
+_UNIT = 10.0
+# Room for a lease, which is written where it is: a full disk has none for a second file.
+_LEASE_SIZE = 256
+# What nobody has touched for so long, nobody is at work on.
+_STALE = 7 * 86400.0
 # What a run may see of the environment that sshd gave us; the rest has to be named.
 _KEPT = (
     "PATH",
@@ -84,6 +91,8 @@ def main() -> int:
         header, body = _COMMANDS[command](request)
     except RefusedError as refusal:
         header, body = {"refused": refusal.code, "message": str(refusal)}, b""
+    except JournalError as problem:
+        header, body = {"refused": "damaged", "message": str(problem)}, b""
     except OSError as problem:
         header, body = {"refused": "os", "message": f"{problem.strerror}: {problem.filename}"}, b""
     sys.stdout.buffer.write(json.dumps(header).encode() + b"\n" + body)
@@ -105,8 +114,7 @@ def boot_id() -> str:
 
 def _start(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     """Start a run; asked again, only say how it is."""
-    run_id = request["run"]
-    folder = ROOT / RUNS / run_id
+    folder = ROOT / RUNS / request["run"]
     with _lock(ROOT / "start.lock"):
         if (folder / REQUEST).exists():
             return {**_state(folder), "again": True}, b""
@@ -124,55 +132,60 @@ def _start(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
                 "full", f"{busy} runs are under way, and the device's capacity is {request['capacity']}."
             )
         os.utime(release)
-        folder.mkdir(parents=True, exist_ok=True)
+        how = _begin(folder, request)
+    return {**_state(folder), "again": False, "how": how}, b""
+
+
+def _begin(folder: Path, request: dict[str, Any]) -> str:
+    """Write down what a run is, and start its keeper; returns how."""
+    folder.mkdir(parents=True, exist_ok=True)
+    alive = os.open(folder / ALIVE, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        # From before there is a request: nobody takes a run for dead whose keeper is on its way.
+        fcntl.flock(alive, fcntl.LOCK_SH)
         for name in (OUTPUTS, COMPUTE_LOGS):
             (folder / name).mkdir(exist_ok=True)
         journal = Journal(folder)
         journal.reserve()
+        (folder / LEASE).write_bytes(b" " * _LEASE_SIZE)
         _write(folder / "began.json", {"boot": boot_id(), "m": clock(), "host": request["host_time"]})
         # Last, and whole or not at all: a run whose request is here is started, or died trying and is told as such.
         _write(folder / REQUEST, request)
         journal.append(
             {"kind": "began", "boot": boot_id(), "host": request["host_time"], "clock": time.time()}
         )
-        how = _spawn(folder)
-    return {**_state(folder), "again": False, "how": how}, b""
+        return _spawn(folder, alive)
+    except OSError:
+        if not (folder / REQUEST).exists():
+            # On a full disk, what there is of it would be in the way of the runs before.
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        os.close(alive)
 
 
-def _spawn(folder: Path) -> str:
+def _spawn(folder: Path, alive: int) -> str:
     """Start the keeper so that it outlives this session."""
     command = [sys.executable, "-S", "-m", f"{__package__}.agent", "keep", str(folder)]
-    lock = os.open(folder / ALIVE, os.O_RDWR | os.O_CREAT, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    try:
-        with (folder / LOG).open("ab") as log:
-            if _has_systemd():
-                # logind may end what belongs to a session; a unit of the user's manager does not.
-                unit = f"--unit=notebooked-run-{folder.name}"
-                wrapped = [
-                    "systemd-run",
-                    "--user",
-                    "--collect",
-                    "--quiet",
-                    unit,
-                    f"--working-directory={Path.cwd()}",
-                    *command,
-                ]
-                os.close(lock)
-                lock = -1
-                done = subprocess.run(wrapped, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False)
-                if done.returncode == 0 and _until(lambda: _alive(folder), 10):
+    with (folder / LOG).open("ab") as log:
+        if _has_systemd():
+            # logind may end what belongs to a session; a unit of the user's manager does not.
+            wrapped = [
+                "systemd-run", "--user", "--collect", "--quiet", f"--unit=notebooked-run-{folder.name}",
+                f"--working-directory={Path.cwd()}", *command,
+            ]  # fmt: skip
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                done = subprocess.run(
+                    wrapped, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False, timeout=_UNIT
+                )
+                if done.returncode == 0 and _until((folder / KEPT).exists, _UNIT):
                     return "systemd"
-                lock = os.open(folder / ALIVE, os.O_RDWR | os.O_CREAT, 0o600)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                pass_fds=(lock,), env={**os.environ, "NOTEBOOKED_EDGE_LOCK": str(lock)},
-            )  # fmt: skip
-            return "setsid"
-    finally:
-        if lock >= 0:
-            os.close(lock)
+            # It may only be late: of two keepers, the second one ends.
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            pass_fds=(alive,), env={**os.environ, "NOTEBOOKED_EDGE_LOCK": str(alive)},
+        )  # fmt: skip
+    return "setsid"
 
 
 def _has_systemd() -> bool:
@@ -191,11 +204,13 @@ def _has_systemd() -> bool:
 
 def _keep(folder: Path) -> int:
     """Run the worker of a run, and note how it ended."""
-    lock = int(os.environ.pop("NOTEBOOKED_EDGE_LOCK", "-1"))
-    if lock < 0:
-        lock = os.open(folder / ALIVE, os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    os.set_inheritable(lock, False)
+    alive = int(os.environ.pop("NOTEBOOKED_EDGE_LOCK", "-1"))
+    if alive < 0:
+        alive = os.open(folder / ALIVE, os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(alive, fcntl.LOCK_SH)
+    os.set_inheritable(alive, False)
+    if _ended(folder) or not _made(folder / KEPT):
+        return 0
     request = json.loads((folder / REQUEST).read_text())
     # What was handed over is the worker's alone, and stays on no disk.
     _write(folder / REQUEST, {**request, "env": {}})
@@ -223,7 +238,7 @@ def _keep(folder: Path) -> int:
         with (folder / LOG).open("ab") as log:
             worker = subprocess.Popen(
                 [python, "-m", f"{__package__}.recording"], cwd=release, env=environment,
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(lock,), start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(alive,), start_new_session=True,
             )  # fmt: skip
     except OSError as problem:
         journal.append(
@@ -266,34 +281,46 @@ def _runs() -> list[Path]:
     return sorted(path for path in folder.iterdir() if (path / REQUEST).exists()) if folder.is_dir() else []
 
 
-def _alive(folder: Path) -> bool:
+@contextlib.contextmanager
+def _dead(folder: Path) -> Iterator[bool]:
+    """Whether no process of a run lives; and none comes to life meanwhile."""
     try:
         handle = os.open(folder / ALIVE, os.O_RDWR)
-    except OSError:
-        return False
+    except FileNotFoundError:
+        yield True
+        return
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return False
-    except BlockingIOError:
-        return True
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
     finally:
         os.close(handle)
+
+
+def _alive(folder: Path) -> bool:
+    with _dead(folder) as dead:
+        return not dead
 
 
 def _state(folder: Path) -> dict[str, Any]:
     """How a run is. A run that died without a word gets its exit record now, with what can be known of its death."""
     if not (folder / REQUEST).exists():
         return {"state": "absent", "size": 0}
-    alive = _alive(folder)
-    if not alive and not _ended(folder):
-        with _lock(folder / "verdict.lock"):
-            if not _alive(folder) and not _ended(folder):
+    with _dead(folder) as dead:
+        try:
+            if dead and not _ended(folder):
                 began = json.loads((folder / "began.json").read_text())
                 why = "rebooted" if began["boot"] != boot_id() else "vanished"
                 journal = Journal(folder)
                 journal.release()
                 journal.append({"kind": "exit", "code": None, "why": why, "message": _tail(folder / LOG)})
-    return {"state": "running" if alive else "ended", "size": _size(folder)}
+        except (JournalError, ValueError, KeyError) as problem:
+            # One run's, and no reason to say nothing of the others.
+            return {"state": "damaged", "size": _size(folder), "message": str(problem)}
+        return {"state": "ended" if dead else "running", "size": _size(folder)}
 
 
 def _ended(folder: Path) -> bool:
@@ -330,7 +357,7 @@ def _read(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         found[run_id] = state = _state(folder)
         if state["state"] == "absent":
             continue
-        granted, before = _lease(folder, request["owner"], request["ttl"])
+        granted, before = _lease(folder / LEASE, request["owner"], request["ttl"])
         piece = _piece(folder / NAME, request["runs"][run_id], limit) if granted else b""
         state |= {"granted": granted, "before": before, "files": _files(folder), "length": len(piece)}
         limit -= len(piece)
@@ -359,20 +386,26 @@ def _piece(path: Path, offset: int, limit: int) -> bytes:
         return piece + stream.read(longer - limit) if longer > limit else piece
 
 
-def _lease(folder: Path, owner: str, ttl: float) -> tuple[bool, str]:
-    """Whether a host may read, and who held the lease before: two that relay one journal would store its events twice."""
-    with _lock(folder / "lease.lock"):
-        path = folder / LEASE
-        held = json.loads(path.read_text()) if path.exists() else {}
+def _lease(path: Path, owner: str, ttl: float) -> tuple[bool, str]:
+    """Whether a host may read, and who held the lease before: two that relay one journal would store its events twice.
+
+    It is worth nothing after a restart, so that it need not be on the disk before we answer, and half of it is none.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        held = {}
+        with contextlib.suppress(ValueError):
+            held = json.loads(os.pread(handle, _LEASE_SIZE, 0))
         free = not held or held["boot"] != boot_id() or held["until"] <= clock()
-        if held.get("owner") != owner and not free:
-            return False, held["owner"]
         before = held.get("owner", "")
-        if before == owner and not free and held["until"] - clock() > ttl * _RENEWED:
-            # An SD card does not live for ever; a host counts on less than is left.
-            return True, before
-        _write(path, {"owner": owner, "until": clock() + ttl, "boot": boot_id()})
+        if before != owner and not free:
+            return False, before
+        lease = json.dumps({"owner": owner, "until": clock() + ttl, "boot": boot_id()})
+        os.pwrite(handle, lease.encode().ljust(_LEASE_SIZE), 0)
         return True, before
+    finally:
+        os.close(handle)
 
 
 def _files(folder: Path) -> dict[str, int]:
@@ -407,18 +440,19 @@ def _fetch(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
 def _cancel(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     """Ask a run to stop: the worker looks for the file."""
     folder = ROOT / RUNS / request["run"]
-    state = _state(folder)
-    if state["state"] == "running":
+    if _alive(folder):
         (folder / CANCEL).touch()
-    return state, b""
+    return {"state": "asked"}, b""
 
 
 def _deliver(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-    """A host has everything of a run: it may go when the device is tidied."""
+    """A host has everything of a run: it may go, and what else is in nobody's use goes with the oldest."""
     folder = ROOT / RUNS / request["run"]
     if folder.is_dir():
         (folder / DELIVERED).touch()
-    return {"state": "delivered"}, b""
+    with _lock(ROOT / "start.lock"):
+        removed = _prune(request.get("keep", 3), request.get("keep_runs", 20))
+    return {"state": "delivered", "removed": removed}, b""
 
 
 def _activate(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
@@ -433,8 +467,8 @@ def _activate(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
                 raise RefusedError(
                     "incomplete", f"{len(wrong)} files did not come whole, {wrong[0]} for one."
                 )
+            os.sync()
             (arrived / ".complete").touch()
-            _sync(arrived)
             arrived.rename(folder)
         if not (folder / ".complete").exists():
             raise RefusedError("no-release", f"There is no release {name}.")
@@ -443,6 +477,7 @@ def _activate(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         link.symlink_to(Path(RELEASES) / name)
         link.replace(ROOT / "current")
         os.utime(folder)
+        os.utime(Path.cwd())
         removed = _prune(request.get("keep", 3), request.get("keep_runs", 20))
     return {"release": name, "removed": removed}, b""
 
@@ -455,40 +490,46 @@ def _digest(path: Path) -> str | None:
         return None
 
 
-def _sync(folder: Path) -> None:
-    """To disk, before it is called complete."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            handle = os.open(path, os.O_RDONLY)
-            os.fsync(handle)
-            os.close(handle)
-
-
 def _prune(keep: int, keep_runs: int) -> list[str]:
-    """Old releases that no run needs, and runs that a host has everything of."""
-    used = {json.loads((folder / REQUEST).read_text())["release"] for folder in _runs() if _alive(folder)}
+    """What is in nobody's use: old releases, environments that none of the rest names, what a host has everything of."""
+    requests = [json.loads((folder / REQUEST).read_text()) for folder in _runs() if _alive(folder)]
     current = (ROOT / "current").resolve().name
-    old = sorted(
-        (path for path in (ROOT / RELEASES).iterdir() if (path / ".complete").exists()),
-        key=lambda path: path.stat().st_mtime,
-        reverse=True,
-    )
-    going = [path for path in old[keep:] if path.name not in used and path.name != current]
+    old = sorted(_whole(RELEASES), key=lambda path: path.stat().st_mtime, reverse=True)
+    spared = {current, *(request["release"] for request in requests)}
+    going = [path for path in old[keep:] if path.name not in spared]
+    named = {request.get("environment") for request in requests}
+    for release in set(old) - set(going):
+        with contextlib.suppress(FileNotFoundError):
+            named |= set((release / ".environments").read_text().split())
+    going += [path for path in _whole(ENVIRONMENTS) if path.name not in named]
     delivered = [folder for folder in _runs() if (folder / DELIVERED).exists() and not _alive(folder)]
     delivered.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     for folder in delivered[keep_runs:]:
         for path in (ROOT / INSTANCE / "history/runs").glob(f"{folder.name}.db*"):
             path.unlink(missing_ok=True)
         going.append(folder)
+    stale = [*(ROOT / RELEASES).glob(".*.part")]
+    if not requests:
+        # A worker loads its modules when it needs them.
+        stale += [path for path in (ROOT / AGENTS).glob("*") if path != Path.cwd()]
+    going += [path for path in stale if time.time() - path.stat().st_mtime > _STALE]
     for path in going:
         shutil.rmtree(path, ignore_errors=True)
     return [path.name for path in going]
+
+
+def _whole(kind: str) -> list[Path]:
+    folder = ROOT / kind
+    return [path for path in folder.iterdir() if (path / ".complete").exists()] if folder.is_dir() else []
 
 
 def _environment(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     """What a release needs, installed by uv from its lock file; once for each content of that file."""
     name = request["environment"]
     folder = ROOT / ENVIRONMENTS / name
+    # Before it is made: what no release names is removed.
+    with (ROOT / RELEASES / request["release"] / ".environments").open("a") as stream:
+        stream.write(f"{name}\n")
     if (folder / ".complete").exists():
         return {"environment": name, "made": False}, b""
     uv = shutil.which(
@@ -518,6 +559,7 @@ def _environment(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
                 if done.returncode:
                     raise RefusedError("environment", done.stderr.strip()[-2000:] or f"{command[1]} failed.")
+            os.sync()
             (folder / ".complete").touch()
     return {"environment": name, "made": True}, b""
 
@@ -525,7 +567,6 @@ def _environment(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
 def _hello(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     """How the device is."""
     disk = shutil.disk_usage(ROOT)
-    releases = ROOT / RELEASES
     return {
         "boot": boot_id(),
         "time": time.time(),
@@ -540,7 +581,7 @@ def _hello(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         "rsync": shutil.which("rsync") is not None,
         "running": [folder.name for folder in _runs() if _alive(folder)],
         "runs": len(_runs()),
-        "releases": [path.name for path in releases.iterdir() if (path / ".complete").exists()] if releases.is_dir() else [],
+        "releases": [path.name for path in _whole(RELEASES)],
         "current": (ROOT / "current").resolve().name if (ROOT / "current").exists() else None,
     }, b""  # fmt: skip
 
@@ -586,15 +627,28 @@ def _lock(path: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def _made(path: Path) -> bool:
+    """Make an empty file; False where there is one already."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        return False
+    return True
+
+
 def _write(path: Path, data: Any) -> None:
     """The old content or the new, never half of one; for no eyes but ours."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "w") as stream:
-        json.dump(data, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    try:
+        with os.fdopen(handle, "w") as stream:
+            json.dump(data, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _until(true: Callable[[], bool], seconds: float) -> bool:
