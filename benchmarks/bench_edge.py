@@ -128,7 +128,7 @@ def relaying(root: Path, events: int) -> None:
         size = journal.path.stat().st_size
         studio.instance.add_run_tags(run_id, {marks.RELAY: marks.OPEN})
         relay = DeviceRelay(
-            studio.instance, studio.launcher.fleet().devices[0], studio.state, marks.host_id(studio.state), studio.launcher.deliver, studio.launcher.patience
+            studio.instance, studio.launcher.fleet().devices[0], studio.state, marks.host_id(studio.state), studio.launcher, studio.launcher.patience
         )  # fmt: skip
         other = studio.instance.create_run_for_job(studio.definition("quick")).run_id
 

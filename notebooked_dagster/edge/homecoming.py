@@ -2,25 +2,29 @@
 
 What has come of the journal lies in a file here, whose length is the offset to go on from. What of it the central instance
 has is asked of the instance itself, by the events' content: a file beside it could not be changed in one transaction with
-it. That is asked when a relay starts, and when it takes a run over from another.
+it. That is asked when a relay starts, when another one may have stored some of it, and after any failure on the way in.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from dagster import DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus
+from dagster._check import CheckError
 from dagster._core.events import EVENT_TYPE_TO_PIPELINE_RUN_STATUS
 from dagster._core.events.log import EventLogEntry
 from dagster._core.storage.dagster_run import FINISHED_STATUSES
 from dagster._serdes import deserialize_value, serialize_value
+from dagster_shared.serdes.errors import DeserializationError
 
-from .journal import NAME, Record, decode, read
+from .journal import NAME, JournalError, Record, decode, read
 
 # A device's clock is believed this far: beyond it, an event's time is worked out from the host's clock and from how long
 # the device has been up. A Pi has no clock of its own, and may think it is last Tuesday until the network is there.
@@ -39,7 +43,6 @@ class Homecoming:
 
     def __init__(self, instance: DagsterInstance, run_id: str, folder: Path) -> None:
         self.run_id = run_id
-        self.folder = folder
         self.exit: Mapping[str, Any] | None = None
         self.ended_by_itself = False
         self._instance = instance
@@ -47,15 +50,29 @@ class Homecoming:
         self._began: Mapping[str, Any] | None = None
         self._known: Counter[bytes] = Counter()
         self._last_known: EventLogEntry | None = None
+        self._offset: int | None = None
         self._applied = 0
-        folder.mkdir(parents=True, exist_ok=True)
-        self.offset = self._whole()
-        self.recover()
+        self._next = 0
+        self._damage: JournalError | None = None
+        self._sure = False
 
-    def recover(self) -> None:
-        """Look at what the central instance has; the journal is gone through again from its beginning."""
-        self.exit, self._began, self._applied, self._last_known = None, None, 0, None
-        self._known = Counter(_digest(entry) for entry in self._instance.all_logs(self.run_id))
+    @property
+    def offset(self) -> int:
+        """Where to go on from. Raises OSError."""
+        if self._offset is None:
+            self._offset = self._whole()
+        return self._offset
+
+    def doubt(self) -> None:
+        """Others may have stored some of it: what the central instance has is looked up before anything more is stored."""
+        self._sure = False
+
+    def discard(self) -> None:
+        """Forget what has come; it comes again from its beginning."""
+        self._mirror.unlink(missing_ok=True)
+        self._offset = self._applied = self._next = 0
+        self._damage = None
+        self.doubt()
 
     @property
     def settled(self) -> bool:
@@ -63,14 +80,27 @@ class Homecoming:
         return self._applied == self.offset
 
     def receive(self, piece: bytes) -> None:
-        """Keep what has come; half a record comes again."""
-        end = self.offset
-        for record in decode(piece, self.offset):
-            end = record.end
-        if end > self.offset:
-            with self._mirror.open("ab") as stream:
-                stream.write(piece[: end - self.offset])
-            self.offset = end
+        """Keep what has come; half a record comes again. Raises OSError; nothing of it is kept then."""
+        start = end = self.offset
+        try:
+            for record in decode(piece, start):
+                end = record.end
+        except JournalError as error:
+            self._damage = error
+        if end == start:
+            return
+        try:
+            handle = os.open(self._mirror, os.O_WRONLY | os.O_CREAT, 0o666)
+            with os.fdopen(handle, "wb") as stream:
+                stream.seek(start)
+                stream.write(piece[: end - start])
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.truncate(self._mirror, start)
+            raise
+        self._offset = end
 
     def apply(self, ours: Callable[[], bool]) -> int:
         """Store what has come and is not stored.
@@ -80,25 +110,43 @@ class Homecoming:
 
         Returns:
             How many events were stored.
+
+        Raises:
+            JournalError: The journal is damaged, or is no journal of this run; everything before that place is stored.
         """
         stored = 0
-        if self.settled:
-            return 0
-        for record in read(self._mirror, self._applied):
-            if not ours():
-                return stored
-            stored += self._take(record)
-            self._applied = record.end
+        with self._certain():
+            for record in read(self._mirror, self._applied) if not self.settled else ():
+                if not ours():
+                    return stored
+                stored += self._take(record)
+                self._applied, self._next = record.end, self._next + 1
+            if self._damage is not None:
+                raise self._damage
         return stored
+
+    @contextlib.contextmanager
+    def _certain(self) -> Iterator[None]:
+        """What an exception has left half done, an event without its status, is looked up before anything more is stored."""
+        if not self._sure:
+            self.exit, self._began, self._applied, self._next, self._last_known = None, None, 0, 0, None
+            self._known = Counter(_digest(entry) for entry in self._instance.all_logs(self.run_id))
+        self._sure = False
+        yield
+        self._sure = True
 
     def _take(self, record: Record) -> int:
         data = record.data
+        if data.get("n") != self._next:
+            raise JournalError(
+                f"The journal's record {self._next} is missing; number {data.get('n')} ends at byte {record.end}."
+            )
         if data["kind"] == "began":
             self._began = data
         elif data["kind"] == "exit":
             self.exit = data
         elif data["kind"] == "event":
-            entry = self._in_our_time(deserialize_value(data["event"], EventLogEntry), data["m"])
+            entry = self._in_our_time(self._entry(record), data["m"])
             self.ended_by_itself = self.ended_by_itself or _status(entry) in FINISHED_STATUSES
             digest = _digest(entry)
             if self._known[digest] > 0:
@@ -108,6 +156,18 @@ class Homecoming:
             self._mend()
             return self._store(entry)
         return 0
+
+    def _entry(self, record: Record) -> EventLogEntry:
+        """A record's event. A device speaks for the runs that it was given, and for no other."""
+        try:
+            entry = deserialize_value(record.data["event"], EventLogEntry)
+        except (DeserializationError, CheckError, ValueError, TypeError) as error:
+            raise JournalError(f"The record that ends at byte {record.end} is no event: {error}") from error
+        if entry.run_id != self.run_id:
+            raise JournalError(
+                f"The record that ends at byte {record.end} is an event of run {entry.run_id}."
+            )
+        return entry
 
     def _store(self, entry: EventLogEntry) -> int:
         status = _status(entry)
@@ -125,7 +185,8 @@ class Homecoming:
     def mend(self) -> None:
         """Finish the last event of a relay that died, where all that has come was stored already."""
         if self.settled:
-            self._mend()
+            with self._certain():
+                self._mend()
 
     def _mend(self) -> None:
         """The relay before may have died between an event and the status that follows from it."""
@@ -153,12 +214,17 @@ class Homecoming:
         return entry if abs(entry.timestamp - ours) <= _SKEW else entry._replace(timestamp=round(ours, 6))
 
     def _whole(self) -> int:
-        """The length of what has come; what a crash left of a record goes."""
+        """The length of what has come; what a crash left of a record goes, and a damaged copy goes whole."""
+        self._mirror.parent.mkdir(parents=True, exist_ok=True)
         if not self._mirror.exists():
             return 0
         end = 0
-        for record in read(self._mirror):
-            end = record.end
+        try:
+            for record in read(self._mirror):
+                end = record.end
+        except JournalError:
+            self._mirror.unlink()
+            return 0
         if end < self._mirror.stat().st_size:
             with self._mirror.open("r+b") as stream:
                 stream.truncate(end)

@@ -17,6 +17,7 @@ In ``dagster.yaml``::
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -36,14 +37,14 @@ from dagster._core.launcher import (
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 
 from notebooked_dagster.core.root import find_project_root
-from notebooked_dagster.errors import DeviceError, DeviceUnreachableError, NotebookedError
+from notebooked_dagster.errors import DeviceError
 
 from . import marks, tending
 from .choice import choose, wanted
 from .devices import FILE, Device, Fleet, fleet_of, load_fleet
-from .packing import packed
+from .packing import check_packable, packed
 from .relay import Patience, silent_since
-from .releases import bring, kept_release, make_release
+from .releases import Release, bring, kept_release, make_release
 from .ssh import Link
 
 CONFIG: UserConfigSchema = {
@@ -132,51 +133,39 @@ class PiRunLauncher(RunLauncher, ConfigurableClass):
     # -- what Dagster calls
 
     def launch_run(self, context: LaunchRunContext) -> None:
-        """Give a run to a device, now or when there is one that answers and has a place for it.
+        """Give a run to a device: the relay brings it there, for the daemon's other runs wait until this is done.
 
         Raises:
-            ConfigError: No device fits, or the run's code is not in the project.
-            DeviceError: The device refuses.
+            ConfigError: No device fits, or the run's code cannot go to a device.
         """
         run = context.dagster_run
         if not wanted(run.tags):
             self.inner.launch_run(context)
             return
-        instance = self._instance
         device = self.chosen(run)
-        release = make_release(self.project, self.state)
+        waiting = {other.tags.get(marks.RELEASE, "") for other in marks.open_runs(self._instance)}
+        release = make_release(self.project, self.state, spared=waiting)
+        if device is not None:
+            check_packable(run, release, device, self.project)
         tags = {
             marks.RELAY: marks.OPEN,
             marks.CHOSEN: device.name if device is not None else "",
             marks.RELEASE: release.name,
             marks.HOST: marks.host_id(self.state),
             marks.RUN: run.run_id,
+            marks.LAUNCHED: str(time.time()),
             marks.STARTED: "",
             marks.OUTPUTS: "",
             marks.SILENT: "",
         }
-        instance.add_run_tags(run.run_id, tags)
-        run = run.with_tags({**run.tags, **tags})
-        try:
-            if device is None:
-                instance.report_engine_event(
-                    "Every device that fits has all the runs it may have; the run waits for a place.",
-                    run,
-                    cls=type(self),
-                )
-            else:
-                self.deliver(run, device, Link(device, self.state))
-        except DeviceUnreachableError as error:
-            # The relay says it in the run's log, and starts the run when the device is back.
-            instance.report_engine_event(
-                f"{error.message}. The run starts when the device is back.", run, cls=type(self)
+        self._instance.add_run_tags(run.run_id, tags)
+        if device is None:
+            self._instance.report_engine_event(
+                "Every device that fits has all the runs it may have; the run waits for a place.",
+                run.with_tags({**run.tags, **tags}),
+                cls=type(self),
             )
-        except NotebookedError as error:
-            if error.details.get("refused") != "full":
-                instance.add_run_tags(run.run_id, {marks.RELAY: marks.CLOSED})
-                raise
-        finally:
-            self.ensure_relay()
+        self.ensure_relay()
 
     def chosen(self, run: DagsterRun) -> Device | None:
         """The device for a run; None where every one that fits is full. Raises ConfigError."""
@@ -186,40 +175,45 @@ class PiRunLauncher(RunLauncher, ConfigurableClass):
         )
         return choose(fleet, run.tags, marks.load(marks.open_runs(self._instance)), silent)
 
-    def deliver(self, run: DagsterRun, device: Device, link: Link) -> None:
+    def deliver(self, run: DagsterRun, device: Device, link: Link) -> bool:
         """Start a run on its device; asked again, it is not started again.
+
+        Returns:
+            Whether it is started; False where another host has its code, and starts it.
 
         Raises:
             DeviceUnreachableError: Whether it was started is not known.
             DeviceError: The device refuses.
         """
-        instance = self._instance
-        release = kept_release(run.tags[marks.RELEASE], self.state)
+        release = self._release(run)
         if release is None:
-            if run.tags.get(marks.HOST) != marks.host_id(self.state):
-                # The host that launched it has the code.
-                return
+            return False
+        request = packed(self._instance, run, release, device, self.project, os.environ)
+        answer = link.ask("start", request).header
+        self._instance.add_run_tags(run.run_id, {marks.STARTED: "yes"})
+        if not answer["again"]:
+            self._instance.report_engine_event(
+                f"Started on device {device.name} ({answer['how']}).", run, cls=type(self)
+            )
+        return True
+
+    def bring(self, run: DagsterRun, device: Device, link: Link) -> None:
+        """Bring a run's code to its device. Raises DeviceError."""
+        release = self._release(run)
+        if release is not None:
+            how = bring(release, device, link)
+            self._instance.report_engine_event(
+                f"Release {release.name} of the code is on {device.name} ({how}).", run, cls=type(self)
+            )
+
+    def _release(self, run: DagsterRun) -> Release | None:
+        """A run's code; None where another host launched it. Raises DeviceError."""
+        release = kept_release(run.tags[marks.RELEASE], self.state)
+        if release is None and run.tags.get(marks.HOST) == marks.host_id(self.state):
             raise DeviceError(
                 "The code that the run was launched with is kept no more.", hint="Launch the run again."
             )
-        request = packed(instance, run, release, device, self.project, os.environ)
-        try:
-            answer = link.ask("start", request).header
-        except DeviceError as error:
-            if error.details.get("refused") not in ("no-release", "no-environment"):
-                raise
-            how = bring(release, device, link)
-            instance.report_engine_event(
-                f"Release {release.name} of the code is on {device.name} ({how}).", run, cls=type(self)
-            )
-            answer = link.ask(
-                "start", packed(instance, run, release, device, self.project, os.environ)
-            ).header
-        instance.add_run_tags(run.run_id, {marks.STARTED: "yes"})
-        if not answer["again"]:
-            instance.report_engine_event(
-                f"Started on device {device.name} ({answer['how']}).", run, cls=type(self)
-            )
+        return release
 
     def terminate(self, run_id: str) -> bool:
         """Ask a run to stop; one on a silent device is asked when the device is back."""

@@ -13,9 +13,11 @@ from dagster._core.storage.local_compute_log_manager import LocalComputeLogManag
 
 from notebooked_dagster.errors import DeviceError
 
-from .ssh import Link
+from .ssh import Link, LinkCutError
 
 _PIECE = 4 << 20
+_LEAST = 64 << 10
+_PIECE_SECONDS = 120
 _LOGS = "compute_logs"
 _OUTPUTS = "outputs"
 
@@ -33,6 +35,7 @@ class Luggage:
         self._instance = instance
         self._run_id = run_id
         self._folder = folder
+        self._piece = _PIECE
 
     @property
     def outputs(self) -> Path:
@@ -50,7 +53,7 @@ class Luggage:
         folder = self._log_folder()
         for path, size in sorted(files.items()):
             top, _, name = path.partition("/")
-            if top != _LOGS or "/" in name:
+            if top != _LOGS or "/" in name or not _below(path):
                 continue
             if name.endswith(".complete"):
                 if last:
@@ -63,7 +66,9 @@ class Luggage:
 
     def fetch_outputs(self, link: Link, files: Mapping[str, int]) -> int:
         """Bring what a run that has ended left; returns how many files. Raises DeviceError where one came damaged."""
-        found = {path: size for path, size in files.items() if path.startswith(f"{_OUTPUTS}/")}
+        found = {
+            path: size for path, size in files.items() if path.startswith(f"{_OUTPUTS}/") and _below(path)
+        }
         for path, size in found.items():
             target = self._folder / path
             if target.exists():
@@ -89,12 +94,20 @@ class Luggage:
             have = 0
         target.touch()
         while have < size:
-            asked = {"run": self._run_id, "path": path, "offset": have, "limit": min(_PIECE, size - have)}
-            body = link.ask("fetch", asked, timeout=120).body
+            asked = {
+                "run": self._run_id, "path": path, "offset": have, "limit": min(self._piece, size - have)
+            }  # fmt: skip
+            try:
+                body = link.ask("fetch", asked, timeout=_PIECE_SECONDS).body
+                self._piece = min(_PIECE, self._piece * 2)
+            except LinkCutError as error:
+                # What has come has come, and the next piece is one that this link may carry.
+                _append(target, error.received.partition(b"\n")[2])
+                self._piece = max(_LEAST, self._piece // 2)
+                raise
             if not body:
                 return
-            with target.open("ab") as stream:
-                stream.write(body)
+            _append(target, body)
             have += len(body)
 
     def _log_folder(self) -> Path:
@@ -117,3 +130,13 @@ class Luggage:
             kind = {".out": ComputeIOType.STDOUT, ".err": ComputeIOType.STDERR}.get(Path(path).suffix)
             if path.startswith(f"{_LOGS}/") and kind is not None:
                 manager.upload_to_cloud_storage([self._run_id, _LOGS, Path(path).stem], kind)
+
+
+def _below(path: str) -> bool:
+    """Whether a path that a device names stays below the folder it is put in."""
+    return not any(part in ("", ".", "..") or "\0" in part for part in path.split("/"))
+
+
+def _append(target: Path, body: bytes) -> None:
+    with target.open("ab") as stream:
+        stream.write(body)

@@ -20,6 +20,8 @@ RELEASE = "notebooked/edge-release"
 HOST = "notebooked/edge-host"
 #: Set once the device has said that it started: from then on it is never started again.
 STARTED = "notebooked/edge-started"
+#: When it was launched, in seconds since 1970: nobody has waited for its device before.
+LAUNCHED = "notebooked/edge-launched"
 OUTPUTS = "notebooked/edge-outputs"
 #: Seconds for which a run may be out of sight, where it is to differ from the launcher's.
 DEADLINE = "notebooked/device-deadline"

@@ -52,7 +52,7 @@ def packed(
     if run.execution_plan_snapshot_id is not None:
         plans.append(serialize_value(storage.get_execution_plan_snapshot(run.execution_plan_snapshot_id)))
     there = run._replace(
-        job_code_origin=_origin(run, release, device, project),
+        job_code_origin=_origin(run, device, project),
         # Names sockets and folders of this host, and nothing on the device asks for it.
         remote_job_origin=None,
         status=DagsterRunStatus.STARTING,
@@ -70,7 +70,13 @@ def packed(
     }
 
 
-def _origin(run: DagsterRun, release: Release, device: Device, project: Path) -> JobPythonOrigin:
+def check_packable(run: DagsterRun, release: Release, device: Device, project: Path) -> None:
+    """Raise ConfigError where a run cannot be packed, before anything is done for it."""
+    _origin(run, device, project)
+    release.environment(device)
+
+
+def _origin(run: DagsterRun, device: Device, project: Path) -> JobPythonOrigin:
     origin = run.job_code_origin
     if origin is None:
         raise ConfigError(

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
+import os
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus
+from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 
 from notebooked_dagster.core.files import write_atomic
 from notebooked_dagster.errors import DeviceError, DeviceUnreachableError, NotebookedError
 
 from . import marks
 from .devices import Device
+from .holding import Holding
 from .homecoming import Homecoming
 from .journal import JournalError, clock
 from .luggage import Luggage
@@ -24,17 +30,28 @@ from .ssh import Link
 
 log = logging.getLogger("notebooked.edge")
 _TTL = 30.0
-# Of the lease: the device renews it only when a fifth of it is gone, and something lies between looking at the clock and
-# the end of a transaction.
+# Of the lease: something lies between looking at the clock and the end of a transaction.
 _MARGIN = 10.0
 _LOGS_EVERY = 2.0
+# Between two looks at a run that nothing can be done for at once: it waits for a place, for its code, for its files.
+_REST = 1.0
+# Of a device that nobody has tried to reach for so long, nobody knows whether it is silent.
+_STALE = 300.0
+_T = TypeVar("_T")
 
 
-class Deliver(Protocol):
-    """Starts a run on a device; ``launcher`` has it."""
+class Courier(Protocol):
+    """Gets runs and code to devices; ``tending`` has it."""
 
-    def __call__(self, run: DagsterRun, device: Device, link: Link) -> None:
-        """Start it. Raises DeviceError, with ``details["refused"] == "full"`` where there is no place for it."""
+    def deliver(self, run: DagsterRun, device: Device, link: Link) -> bool:
+        """Start a run; False where another host has its code.
+
+        Raises DeviceError, with ``details["refused"]``: ``full`` where there is no place for it, ``no-release`` or
+        ``no-environment`` where its code has to be brought first.
+        """
+
+    def bring(self, run: DagsterRun, device: Device, link: Link) -> None:
+        """Bring a run's code, which may take an hour. Raises DeviceError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +76,17 @@ class _Tended:
     home: Homecoming
     luggage: Luggage
     cancelled: bool = False
-    told: float = 0.0
     logs_at: float = 0.0
+    rest_until: float = 0.0
+    failures: int = 0
+    fetched_anew: bool = False
     problems: set[str] = field(default_factory=set)
+    code: Future[None] | None = None
+    outputs: Future[int] | None = None
+
+    def rest(self, seconds: float = _REST) -> None:
+        """Leave the run alone for a while."""
+        self.rest_until = time.monotonic() + seconds
 
 
 class DeviceRelay:
@@ -70,7 +95,7 @@ class DeviceRelay:
     device: The device.
     state: The folder of everything of this host's.
     owner: This relay, for the lease on the device.
-    deliver: Starts a run.
+    courier: Gets a run and its code there.
     patience: How long what may last.
     """
 
@@ -80,62 +105,108 @@ class DeviceRelay:
         device: Device,
         state: Path,
         owner: str,
-        deliver: Deliver,
+        courier: Courier,
         patience: Patience,
     ) -> None:
         self.device = device
         self.link = Link(device, state)
+        # What takes long has a connection of its own: where it hangs, and is given up, the others' requests are not.
+        self._freight = Link(device, state, channel="freight")
         self._instance = instance
         self._state = state
         self._owner = owner
-        self._deliver = deliver
+        self._courier = courier
         self._patience = patience
+        self._holding = Holding(instance)
         self._tended: dict[str, _Tended] = {}
+        # The runs whose lease the last answer gave us. Where an answer was lost, another may have held it meanwhile.
+        self._held: set[str] = set()
         self._failures = 0
+        self._rounds = 0
 
     def step(self) -> float:
         """One round over the device's runs; returns how many seconds to wait before the next."""
         runs = {run.run_id: run for run in marks.open_runs(self._instance, self.device.name)}
-        self._tended = {run_id: item for run_id, item in self._tended.items() if run_id in runs}
-        if not runs:
-            return 1.0
+        self._tended = {run_id: self._tended.get(run_id) or self._new(run_id) for run_id in runs}
+        now = time.monotonic()
+        due = [run_id for run_id, item in self._tended.items() if item.rest_until <= now]
+        if not due:
+            return min([_REST, *(item.rest_until - now for item in self._tended.values())])
+        # Each is the first one now and then: time and bytes may be used up before the last.
+        self._rounds += 1
+        first = self._rounds % len(due)
         try:
-            self._round(runs)
+            heard = self._round({run_id: runs[run_id] for run_id in due[first:] + due[:first]})
         except DeviceError as error:
             self._silent(list(runs.values()), error)
             self._failures += 1
-            return min(self._patience.retry, 0.5 * 2.0 ** min(self._failures, 10))
-        self._failures = 0
-        self._heard(list(runs.values()))
+            return self._pause(self._failures)
+        if heard:
+            self._failures = 0
+            self._heard(list(runs.values()))
         return 0.05
 
-    def _round(self, runs: Mapping[str, DagsterRun]) -> None:
-        for run_id in runs:
-            if run_id not in self._tended:
-                folder = self._state / "runs" / run_id
-                self._tended[run_id] = _Tended(
-                    Homecoming(self._instance, run_id, folder), Luggage(self._instance, run_id, folder)
-                )
-        waiting = any(not run.tags.get(marks.STARTED) for run in runs.values())
-        asked = clock()
+    def _new(self, run_id: str) -> _Tended:
+        folder = self._state / "runs" / run_id
+        return _Tended(Homecoming(self._instance, run_id, folder), Luggage(self._instance, run_id, folder))
+
+    def _pause(self, failures: int) -> float:
+        return min(self._patience.retry, 0.5 * 2.0 ** min(failures, 10))
+
+    def _round(self, runs: Mapping[str, DagsterRun]) -> bool:
+        """Ask for what is new of the runs, and see to it; False where the device was not asked."""
+        offsets: dict[str, int] = {}
+        for run_id, run in runs.items():
+            with self._alone(run):
+                offsets[run_id] = self._tended[run_id].home.offset
+        if not offsets:
+            return False
+        unread = any(not self._tended[run_id].home.settled for run_id in offsets)
+        unstarted = any(not runs[run_id].tags.get(marks.STARTED) for run_id in offsets)
         request = {
-            "runs": {run_id: item.home.offset for run_id, item in self._tended.items()},
+            "runs": offsets,
             "owner": self._owner,
             "ttl": _TTL,
-            "wait": 0 if waiting else self._patience.wait,
+            "wait": 0 if unread or unstarted else self._patience.wait,
         }
+        held, self._held = self._held, set()
+        asked = clock()
         answer = self.link.ask("read", request, timeout=self._patience.wait + 30)
         at = 0
-        for run_id, state in answer.header["runs"].items():
+        for run_id in offsets:
+            state = answer.header["runs"][run_id]
             piece = answer.body[at : at + state.get("length", 0)]
             at += len(piece)
-            try:
-                self._tend(runs[run_id], state, piece, lambda: clock() < asked + _TTL - _MARGIN)
-            except DeviceUnreachableError:
-                raise
-            except (NotebookedError, JournalError, OSError) as error:
-                # One run's trouble is not the others'; the next round tries again.
-                self._complain(runs[run_id], error)
+            if run_id not in held or state.get("before") not in ("", self._owner):
+                self._tended[run_id].home.doubt()
+            if state.get("granted"):
+                self._held.add(run_id)
+            # A run that says much leaves time for the others.
+            until = min(asked + _TTL - _MARGIN, clock() + (_TTL - _MARGIN) / len(offsets))
+            with self._alone(runs[run_id]):
+                self._tend(runs[run_id], state, piece, functools.partial(_before, until))
+                self._tended[run_id].failures = 0
+        return True
+
+    @contextlib.contextmanager
+    def _alone(self, run: DagsterRun) -> Iterator[None]:
+        """One run's trouble is not the others': it is told, and tried again after a while."""
+        item = self._tended[run.run_id]
+        try:
+            yield
+        except DeviceUnreachableError:
+            raise
+        except JournalError as error:
+            if item.fetched_anew:
+                self._give_up(run, str(error))
+            else:
+                item.fetched_anew = True
+                item.home.discard()
+        except Exception as error:
+            item.failures += 1
+            item.rest(self._pause(item.failures))
+            self._complain(run, error)
+            self._holding.hold(run, str(error))
 
     def _tend(
         self, run: DagsterRun, state: Mapping[str, Any], piece: bytes, ours: Callable[[], bool]
@@ -149,24 +220,29 @@ class DeviceRelay:
         if not state["granted"]:
             # Another host brings it home.
             return
-        if state["before"] not in ("", self._owner):
-            item.home.recover()
+        if state["size"] < item.home.offset:
+            raise JournalError(f"The journal has {state['size']} bytes, and had {item.home.offset}.")
+        if state["state"] == "running":
+            if marks.canceling(run) and not item.home.ended_by_itself and not item.cancelled:
+                self.link.ask("cancel", {"run": run.run_id})
+                item.cancelled = True
+            self._holding.hold(run, f"The run's process is alive on {self.device.name}.")
         item.home.receive(piece)
         item.home.apply(ours)
         if not item.home.settled:
             return
         item.home.mend()
-        self._luggage(item, state)
-        fresh = self._instance.get_run_by_id(run.run_id) or run
         if state["state"] == "running":
-            if marks.canceling(fresh) and not item.home.ended_by_itself and not item.cancelled:
-                self.link.ask("cancel", {"run": run.run_id})
-                item.cancelled = True
-            self._hold(fresh, item, f"The run's process is alive on {self.device.name}.")
-        elif item.home.exit is not None and item.home.offset >= state["size"]:
-            self._end(fresh, item, state)
+            self._logs(item, state)
+        elif item.home.offset >= state["size"]:
+            if state["state"] == "damaged":
+                self._give_up(run, state["message"])
+            elif item.home.exit is not None:
+                self._end(run, item, state)
 
     def _start(self, run: DagsterRun, item: _Tended) -> None:
+        # It may have been cancelled, or given up, since this round began.
+        run = self._instance.get_run_by_id(run.run_id) or run
         if run.tags.get(marks.STARTED) or item.home.offset:
             self._fail(
                 run, f"{self.device.name} knows nothing of this run any more: its working folder was removed."
@@ -176,37 +252,74 @@ class DeviceRelay:
             if not run.is_finished:
                 self._instance.report_run_canceled(run, "Canceled before it had started on a device.")
             self._close(run)
+        elif item.code is not None and not item.code.done():
+            item.rest()
+            self._holding.hold(run, f"The run's code is on its way to {self.device.name}.")
         else:
-            try:
-                self._deliver(run, self.device, self.link)
-            except DeviceUnreachableError:
+            self._hand_over(run, item)
+
+    def _hand_over(self, run: DagsterRun, item: _Tended) -> None:
+        code, item.code = item.code, None
+        try:
+            if code is not None:
+                _result(code)
+            if not self._courier.deliver(run, self.device, self.link):
+                item.rest()
+        except DeviceUnreachableError:
+            raise
+        except NotebookedError as error:
+            refused = error.details.get("refused")
+            if refused == "full":
+                item.rest()
+                self._holding.hold(run, f"Waiting for a free place on {self.device.name}.")
+            elif refused in ("no-release", "no-environment"):
+                item.rest()
+                item.code = _background(lambda: self._courier.bring(run, self.device, self._freight))
+            elif error.details.get("again"):
                 raise
-            except NotebookedError as error:
-                if error.details.get("refused") == "full":
-                    self._hold(run, item, f"Waiting for a free place on {self.device.name}.")
-                    return
+            else:
                 self._fail(run, str(error))
                 self._close(run)
 
-    def _luggage(self, item: _Tended, state: Mapping[str, Any]) -> None:
-        if time.monotonic() - item.logs_at >= _LOGS_EVERY and state["state"] == "running":
+    def _logs(self, item: _Tended, state: Mapping[str, Any]) -> None:
+        if time.monotonic() - item.logs_at >= _LOGS_EVERY:
             item.luggage.fetch_logs(self.link, state["files"])
             item.logs_at = time.monotonic()
 
     def _end(self, run: DagsterRun, item: _Tended, state: Mapping[str, Any]) -> None:
         """The run has ended over there, and all its events are here."""
         told = item.home.exit or {}
+        run = self._instance.get_run_by_id(run.run_id) or run
         if not run.is_finished:
             if run.status is DagsterRunStatus.CANCELING or told["why"] == "canceled":
                 self._instance.report_run_canceled(run, f"The run's process on {self.device.name} was ended.")
             else:
                 self._fail(run, _death(told, self.device.name))
-        item.luggage.fetch_logs(self.link, state["files"], last=True)
+        if item.outputs is None:
+            item.luggage.fetch_logs(self.link, state["files"], last=True)
+            item.outputs = _background(lambda: item.luggage.fetch_outputs(self._freight, state["files"]))
+        # Small ones are here at once; the other runs do not wait for large ones.
+        with contextlib.suppress(TimeoutError):
+            item.outputs.exception(timeout=0.2)
+        if not item.outputs.done():
+            item.rest()
+            return
+        outputs, item.outputs = item.outputs, None
+        found = _result(outputs)
         tags = {marks.RELAY: marks.CLOSED}
-        if item.luggage.fetch_outputs(self.link, state["files"]):
+        if found:
             tags[marks.OUTPUTS] = str(item.luggage.outputs)
-        self.link.ask("deliver", {"run": run.run_id})
+        self.link.ask("deliver", {"run": run.run_id}, timeout=600)
         self._instance.add_run_tags(run.run_id, tags)
+
+    def _give_up(self, run: DagsterRun, problem: str) -> None:
+        """No more can be known of a run than what is stored."""
+        self._fail(
+            run, f"What {self.device.name} wrote down of the run cannot be read any further: {problem}"
+        )
+        self.link.ask("cancel", {"run": run.run_id})
+        self.link.ask("deliver", {"run": run.run_id}, timeout=600)
+        self._close(run)
 
     # -- silence
 
@@ -217,28 +330,29 @@ class DeviceRelay:
             since = now
             write_atomic(_silence(self._state, self.device.name), f"{now}\n{error.message}\n")
             log.warning("%s", error)
+        else:
+            os.utime(_silence(self._state, self.device.name))
         for run in runs:
             self._tell_silence(run, since, error)
+            # A run that was launched in the middle of it has waited since then.
+            since_then = max(since, _launched(run))
             deadline = _deadline(run, self._patience.deadline)
-            if deadline and now - since > deadline and not run.is_finished:
+            if deadline and now - since_then > deadline and not run.is_finished:
                 self._fail(
                     run,
-                    f"Device {self.device.name} has been unreachable since {_clock(since)}, longer than the deadline of "
+                    f"Device {self.device.name} has been out of reach since {_clock(since_then)}, longer than the deadline of "
                     f"{deadline:.0f} s. What the run still does there is stopped when the device is back.",
                 )
 
     def _tell_silence(self, run: DagsterRun, since: float, error: DeviceError) -> None:
         started = run.tags.get(marks.STARTED)
         what = "The run goes on there." if started else "The run starts when it is back."
-        text = f"Device {self.device.name} is unreachable since {_clock(since)}. {what} ({error.message})"
-        if (not run.is_finished and marks.SILENT not in run.tags) or (
-            not run.is_finished and not run.tags[marks.SILENT]
-        ):
+        how = "is unreachable" if isinstance(error, DeviceUnreachableError) else "refuses us"
+        text = f"Device {self.device.name} {how} since {_clock(since)}. {what} ({error.message})"
+        if not run.is_finished and not run.tags.get(marks.SILENT):
             self._instance.add_run_tags(run.run_id, {marks.SILENT: _clock(since)})
             self._instance.report_engine_event(text, run, cls=type(self))
-        item = self._tended.get(run.run_id)
-        if item is not None:
-            self._hold(run, item, text)
+        self._holding.hold(run, text)
 
     def _heard(self, runs: list[DagsterRun]) -> None:
         since = silent_since(self._state, self.device.name)
@@ -253,32 +367,6 @@ class DeviceRelay:
         if since is not None:
             _silence(self._state, self.device.name).unlink(missing_ok=True)
             log.info("%s is reachable again after %.0f s.", self.device.name, time.time() - since)
-
-    def _hold(self, run: DagsterRun, item: _Tended, text: str) -> None:
-        """Say again that a run starts, or is being stopped.
-
-        Dagster's run monitoring gives up a run that has been starting, or stopping, for longer than a time that is meant for
-        machines that answer; it counts from the last event that says so.
-        """
-        kind, limit = {
-            DagsterRunStatus.STARTING: (
-                DagsterEventType.PIPELINE_STARTING,
-                self._instance.run_monitoring_start_timeout_seconds,
-            ),
-            DagsterRunStatus.CANCELING: (
-                DagsterEventType.PIPELINE_CANCELING,
-                self._instance.run_monitoring_cancel_timeout_seconds,
-            ),
-        }.get(run.status, (None, 0))
-        if kind is None or not limit or not self._instance.run_monitoring_enabled:
-            return
-        if not item.told:
-            item.told = time.monotonic()
-        if time.monotonic() - item.told > limit / 3:
-            item.told = time.monotonic()
-            self._instance.report_dagster_event(
-                DagsterEvent(kind.value, run.job_name, message=text), run_id=run.run_id
-            )
 
     # -- words
 
@@ -299,9 +387,12 @@ class DeviceRelay:
 
 
 def silent_since(state: Path, name: str) -> float | None:
-    """Since when a device is silent; None where it answers, or nobody has asked."""
+    """Since when a device is silent; None where it answers, or nobody has tried for a while."""
+    path = _silence(state, name)
     try:
-        return float(_silence(state, name).read_text().splitlines()[0])
+        if time.time() - path.stat().st_mtime > _STALE:
+            return None
+        return float(path.read_text().splitlines()[0])
     except (OSError, ValueError, IndexError):
         return None
 
@@ -315,6 +406,39 @@ def _deadline(run: DagsterRun, default: float) -> float:
         return float(run.tags[marks.DEADLINE])
     except (KeyError, ValueError):
         return default
+
+
+def _before(until: float) -> bool:
+    return clock() < until
+
+
+def _launched(run: DagsterRun) -> float:
+    try:
+        return float(run.tags[marks.LAUNCHED])
+    except (KeyError, ValueError):
+        return 0.0
+
+
+def _background(work: Callable[[], _T]) -> Future[_T]:
+    """Do it in a thread that no end of ours waits for."""
+    future: Future[_T] = Future()
+
+    def go() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=go, daemon=True).start()
+    return future
+
+
+def _result(future: Future[_T]) -> _T:
+    """What became of it. What takes long breaks often: that is no word about the device, which answers meanwhile."""
+    try:
+        return future.result()
+    except DeviceUnreachableError as error:
+        raise DeviceError(error.message, hint=error.hint, details={**error.details, "again": True}) from error
 
 
 def _clock(at: float) -> str:

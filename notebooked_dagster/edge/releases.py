@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,12 +71,13 @@ class Release:
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-def make_release(project: Path, state: Path) -> Release:
+def make_release(project: Path, state: Path, *, spared: Collection[str] | None = None) -> Release:
     """The project's code as it is now.
 
     Args:
         project: Its folder.
         state: Where releases are kept: what a run was launched with has to be there when its device is reachable again.
+        spared: The releases that runs wait with; the oldest of the others are forgotten. None: nothing is forgotten.
 
     Raises:
         ConfigError: The code is larger than any code is.
@@ -97,7 +98,8 @@ def make_release(project: Path, state: Path) -> Release:
     found = kept_release(name, state)
     if found is None:
         found = _kept(project, state / "releases" / name, name, files)
-        _forget_old(state / "releases", name)
+        if spared is not None:
+            _forget_old(state / "releases", {name, *spared})
     else:
         os.utime(state / "releases" / name)
     return found
@@ -123,6 +125,11 @@ def bring(release: Release, device: Device, link: Link, *, keep: int = 3) -> str
         DeviceUnreachableError: The link went; the next attempt goes on where this one ended.
         DeviceError: The device refused.
     """
+    with link.exclusive():
+        return _brought(release, device, link, keep)
+
+
+def _brought(release: Release, device: Device, link: Link, keep: int) -> str:
     there = link.ask("hello").header
     how = "there"
     if release.name not in there["releases"]:
@@ -197,9 +204,8 @@ def _kept(project: Path, folder: Path, name: str, files: Mapping[str, str]) -> R
     return Release(name, folder / _CODE, files)
 
 
-def _forget_old(folder: Path, name: str) -> None:
-    """Old releases; one that a run still waits with was touched when the relay last tried to deliver it."""
-    found = [path for path in folder.iterdir() if (path / _MANIFEST).exists() and path.name != name]
+def _forget_old(folder: Path, spared: Collection[str]) -> None:
+    found = [path for path in folder.iterdir() if (path / _MANIFEST).exists() and path.name not in spared]
     found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     for path in found[_KEPT_HERE:]:
         shutil.rmtree(path, ignore_errors=True)

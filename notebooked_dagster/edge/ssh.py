@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import io
@@ -14,7 +15,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,17 +41,33 @@ class Answer:
     body: bytes
 
 
+class LinkCutError(DeviceUnreachableError):
+    """The link went in the middle of an answer.
+
+    Args:
+        message: One sentence that says what is wrong.
+        received: What of the answer had come.
+        details: Evidence for machines.
+    """
+
+    def __init__(self, message: str, received: bytes, details: Mapping[str, Any]) -> None:
+        super().__init__(message, details=details)
+        self.received = received
+
+
 class Link:
     """One device's link.
 
     Args:
         device: The device.
         state: A folder of ours on this host, for the file with the device's key.
+        channel: Links of one channel share a connection.
     """
 
-    def __init__(self, device: Device, state: Path) -> None:
+    def __init__(self, device: Device, state: Path, *, channel: str = "") -> None:
         self.device = device
         self._state = state
+        self._channel = channel
         self._agent = agent_version()
 
     def ask(self, command: str, request: Mapping[str, Any] | None = None, *, timeout: float = 60) -> Answer:
@@ -135,6 +152,15 @@ class Link:
             found += ["-o", f"UserKnownHostsFile={known}", "-o", "GlobalKnownHostsFile=/dev/null"]
         return found
 
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Wait until no other process or thread of this host brings something to the device."""
+        folder = self._state / "bringing"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / self.device.name).open("ab") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
     def close(self) -> None:
         """Give up the connection that is kept for the next request."""
         with contextlib.suppress(subprocess.SubprocessError, OSError):
@@ -189,16 +215,16 @@ class Link:
         except subprocess.TimeoutExpired as error:
             # The connection that others share hangs, too.
             self.close()
-            raise DeviceUnreachableError(
-                f"{self.device.name} gave no answer for {timeout:.0f} s.",
-                details={"address": self.device.address},
+            raise LinkCutError(
+                f"{self.device.name} gave no whole answer for {timeout:.0f} s.",
+                error.output or b"",
+                {"address": self.device.address},
             ) from error
         if done.returncode == _SSH_FAILED:
-            text = done.stderr.decode("utf-8", "replace").strip()
-            self._explain(text)
+            self._explain(done.stderr.decode("utf-8", "replace").strip(), done.stdout)
         return done
 
-    def _explain(self, text: str) -> None:
+    def _explain(self, text: str, received: bytes) -> None:
         """Raise what ssh's complaint means."""
         name = self.device.name
         if re.search(
@@ -215,9 +241,10 @@ class Link:
                 hint="Put the public key into ~/.ssh/authorized_keys there, or name the right `key` and `user`.",
                 details={"refused": "login", "ssh": text},
             )
-        raise DeviceUnreachableError(
+        raise LinkCutError(
             f"{name} ({self.device.address}) cannot be reached: {text.splitlines()[-1] if text else 'the connection was lost'}",
-            details={"address": self.device.address},
+            received,
+            {"address": self.device.address},
         )
 
     def _socket(self) -> str:
@@ -227,6 +254,7 @@ class Link:
             self.device.user,
             str(self.device.key),
             self.device.host_key,
+            self._channel,
         )
         return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 

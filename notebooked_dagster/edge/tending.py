@@ -28,6 +28,7 @@ from notebooked_dagster.errors import DeviceError, NotebookedError
 from . import marks
 from .choice import DEVICE
 from .devices import Device
+from .holding import Holding
 from .relay import DeviceRelay
 from .ssh import Link
 
@@ -103,6 +104,7 @@ class Tending:
         self.stop = threading.Event()
         self._instance = instance
         self._launcher = launcher
+        self._holding = Holding(instance)
         self._threads: dict[str, tuple[threading.Thread, threading.Event, Device]] = {}
 
     def run(self, idle: float = _IDLE) -> None:
@@ -138,6 +140,9 @@ class Tending:
                 self._choose(run)
             elif name and fleet.get(name) is None:
                 self._orphan(run, name)
+        for name, (_, done, _) in self._threads.items():
+            if fleet.get(name) is None:
+                done.set()
         for device in fleet.devices:
             if any(run.tags.get(marks.CHOSEN) == device.name for run in runs):
                 self._ensure(device)
@@ -158,6 +163,8 @@ class Tending:
             return
         if device is not None:
             self._instance.add_run_tags(run.run_id, {marks.CHOSEN: device.name})
+        else:
+            self._holding.hold(run, "Waiting for a place on any device that fits.")
 
     def _orphan(self, run: DagsterRun, name: str) -> None:
         if not run.is_finished:
@@ -168,14 +175,14 @@ class Tending:
 
     def _ensure(self, device: Device) -> None:
         thread, done, declared = self._threads.get(device.name, (None, None, None))
-        if thread is not None and done is not None and declared != device:
-            done.set()
-            thread.join(60)
-        elif thread is not None and thread.is_alive():
+        if thread is not None and done is not None and thread.is_alive():
+            if declared != device:
+                # Another look finds it gone: two relays of one device would store its events twice.
+                done.set()
             return
         done = threading.Event()
         relay = DeviceRelay(
-            self._instance, device, self._launcher.state, self.owner, self._deliver, self._launcher.patience
+            self._instance, device, self._launcher.state, self.owner, self, self._launcher.patience
         )
         thread = threading.Thread(target=self._loop, args=(relay, done), name=device.name, daemon=True)
         self._threads[device.name] = (thread, done, device)
@@ -190,14 +197,19 @@ class Tending:
                 log.exception("A round over %s failed; the next comes.", relay.device.name)
                 wait = 5.0
 
-    def _deliver(self, run: DagsterRun, device: Device, link: Link) -> None:
+    def deliver(self, run: DagsterRun, device: Device, link: Link) -> bool:
+        """Start a run; as ``relay.Courier`` says."""
         try:
-            self._launcher.deliver(run, device, link)
+            return self._launcher.deliver(run, device, link)
         except DeviceError as error:
             if error.details.get("refused") == "full" and DEVICE not in run.tags:
                 # Another of its label may have a place.
                 self._instance.add_run_tags(run.run_id, {marks.CHOSEN: ""})
             raise
+
+    def bring(self, run: DagsterRun, device: Device, link: Link) -> None:
+        """Bring a run's code; as ``relay.Courier`` says."""
+        self._launcher.bring(run, device, link)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from notebooked_dagster.edge import marks
 from notebooked_dagster.edge.devices import Device, fleet_of
 from notebooked_dagster.edge.journal import read
 from notebooked_dagster.edge.launcher import PiRunLauncher
+from notebooked_dagster.edge.relay import DeviceRelay
 from notebooked_dagster.edge.ssh import Link
 from notebooked_dagster.edge.tending import Tending
 
@@ -259,6 +260,23 @@ class Studio:
         run_id = self.create(job, named or {"notebooked/device": "pi"}, config)
         self.instance.launch_run(run_id, workspace=None)  # type: ignore[arg-type]
         return run_id
+
+    def start(self, *run_ids: str) -> None:
+        """What a relay does up to the start of runs, and no more."""
+        relay = self.relay()
+        until(
+            lambda: bool(relay.step()) and all(self.run(found).tags.get(marks.STARTED) for found in run_ids),
+            30,
+            "the runs to be started",
+            self,
+        )
+
+    def relay(self) -> DeviceRelay:
+        """The relay of the first device, for a test that makes its steps."""
+        launcher = self.launcher
+        tending = Tending(self.instance, launcher)
+        device = launcher.fleet().devices[0]
+        return DeviceRelay(self.instance, device, self.state, tending.owner, tending, launcher.patience)
 
     def tend(self, seconds: float, *run_ids: str) -> None:
         """Relay in this process until the runs are home."""

@@ -92,9 +92,13 @@ def test_a_device_that_is_silent_at_the_launch_gets_the_run_when_it_is_back(
     pi.cut()
     run_id = studio.launch()
     assert studio.status(run_id) is dg.DagsterRunStatus.STARTING
-    assert any("starts when the device is back" in text for text in studio.messages(run_id))
-    pi.start()
-    studio.tend(60, run_id)
+    with Relaying(studio):
+        until(
+            lambda: any("The run starts when it is back" in text for text in studio.messages(run_id)),
+            40, "word of it", studio,
+        )  # fmt: skip
+        pi.start()
+        until(lambda: studio.is_home(run_id), 60, "the run to come home", studio)
     assert studio.status(run_id) is SUCCESS
     came_home_once(studio, pi, run_id)
 
@@ -133,6 +137,7 @@ def test_the_process_on_the_device_is_killed(
 ) -> None:
     worker.play(1000, pause=0.05)
     run_id = studio.launch()
+    studio.start(run_id)
     pid = worker.pid(run_id)
     parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     if whole:
@@ -148,6 +153,7 @@ def test_the_process_on_the_device_is_killed(
 def test_the_device_restarts(studio: Studio, pi: LoopbackDevice, worker: ScriptedWorker) -> None:
     worker.play(1000, pause=0.05)
     run_id = studio.launch()
+    studio.start(run_id)
     pid = worker.pid(run_id)
     parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     pi.cut()

@@ -65,6 +65,7 @@ def test_a_run_succeeds_on_a_device_and_all_of_it_comes_home(real: Studio, pi: L
 def test_a_cancelled_run_ends_as_cancelled(real: Studio, pi: LoopbackDevice, tmp_path: Path) -> None:
     config = {"ops": {"drip": {"config": {"lines": 1000, "pause": 0.05, "name": "x"}}}}
     run_id = real.launch("slow", config)
+    real.start(run_id)
     until((tmp_path / "begun-x").exists, 90, "the step to begin", real)
     assert real.instance.run_launcher.terminate(run_id)
     real.tend(90, run_id)
