@@ -60,6 +60,7 @@ lock: $(VENV)/.uv ## Resolve all dependencies anew
 	grep -oE '^[A-Za-z0-9._-]+==[^ ;]+( ; [^\\]+)?' requirements/dev.lock > $(VENV)/versions.txt
 	$(BIN)/uv pip compile pyproject.toml --extra demo "$$@" -c $(VENV)/versions.txt -o requirements/demo.lock --upgrade
 	$(BIN)/uv pip compile pyproject.toml --extra ui --extra mlflow --extra runbooks --extra samples --extra postgres "$$@" -c $(VENV)/versions.txt -o requirements/server.lock --upgrade
+	$(BIN)/uv pip compile pyproject.toml --extra edge "$$@" -c $(VENV)/versions.txt -o requirements/edge.lock --upgrade
 
 install: $(VENV)/.demo ## Only set up what the demo needs
 install-dev: $(VENV)/.dev $(VENV)/.torch ## Only set up what the tests need

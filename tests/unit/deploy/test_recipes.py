@@ -53,23 +53,23 @@ def test_the_image_is_made_from_files_that_are_there_and_sent() -> None:
         assert name.split("/")[0] in allowed, name
 
 
-def test_the_servers_lock_has_what_the_recipes_start() -> None:
-    names = set(re.findall(r"^([a-z0-9-]+)==", (ROOT / "requirements/server.lock").read_text(), re.MULTILINE))
-    assert {
-        "dagster",
-        "dagster-webserver",
-        "dagster-postgres",
-        "psycopg2-binary",
-        "mlflow",
-        "papermill",
-    } <= names
-    pinned = dict(
-        re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / "requirements/dev.lock").read_text(), re.MULTILINE)
-    )
-    ours = dict(
-        re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / "requirements/server.lock").read_text(), re.MULTILINE)
-    )
-    assert {name: version for name, version in ours.items() if pinned.get(name, version) != version} == {}
+@pytest.mark.parametrize(
+    ("lock", "has", "has_not"),
+    [
+        ("server", {"dagster", "dagster-webserver", "dagster-postgres", "psycopg2-binary", "mlflow", "papermill"}, set()),
+        # A Pi with 1 GB: what a run there needs, without the UI, the MLflow server and the samples.
+        ("edge", {"dagster", "mido", "gpiozero", "lgpio"}, {"dagster-webserver", "mlflow", "pandas", "scikit-learn", "papermill"}),
+    ],
+)  # fmt: skip
+def test_a_lock_has_what_is_started_with_it(lock: str, has: set[str], has_not: set[str]) -> None:
+    def pinned(name: str) -> dict[str, str]:
+        text = (ROOT / f"requirements/{name}.lock").read_text()
+        return dict(re.findall(r"^([a-z0-9-]+)==(\S+)", text, re.MULTILINE))
+
+    ours, every = pinned(lock), pinned("dev")
+    assert has <= set(ours)
+    assert not has_not & set(ours)
+    assert {name: version for name, version in ours.items() if every.get(name, version) != version} == {}
 
 
 def test_the_compose_file_is_one_and_keeps_no_password() -> None:
