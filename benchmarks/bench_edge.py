@@ -51,7 +51,7 @@ def launches(root: Path, rounds: int) -> None:
     studio = Studio(root / "host", [device.config(capacity=64)])
     link = studio.link(device.config())
     plain = [
-        "ssh", "-F", "none", "-p", str(device.port), "-i", str(device.root / "login"), "-o", "BatchMode=yes",
+        "ssh", "-F", "none", "-o", "HostKeyAlias=pi", "-p", str(device.port), "-i", str(device.root / "login"), "-o", "BatchMode=yes",
         "-o", f"UserKnownHostsFile={studio.state}/known_hosts/pi", f"{getpass.getuser()}@127.0.0.1", "true",
     ]  # fmt: skip
     found: dict[str, list[float]] = {}

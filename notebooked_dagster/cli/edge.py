@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import os
 import shlex
-import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -14,9 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import yaml
 
-from notebooked_dagster.errors import EXIT_USER, ConfigError, DeviceError, JobNotFoundError, NotebookedError
+from notebooked_dagster.errors import (
+    EXIT_USER,
+    ConfigError,
+    DeviceError,
+    JobNotFoundError,
+    MissingPackageError,
+    NotebookedError,
+)
 
 from .edge_daemon import daemon_command
 from .options import session, shared_options
@@ -26,11 +31,6 @@ if TYPE_CHECKING:
     from notebooked_dagster.edge.ssh import Link
 
     from .doctor import Check
-
-_LEAST_SPACE = 500 * 1024 * 1024
-_HOT = 75.0
-_WARM_OFFSET = 2.0
-_LAUNCHER = "notebooked_dagster.edge.launcher"
 
 
 @click.group("edge")
@@ -62,7 +62,7 @@ def add(
 ) -> None:
     """Declare a device in edge.yaml, after showing the fingerprint of its host key."""
     from notebooked_dagster.core.files import write_atomic
-    from notebooked_dagster.edge.devices import FILE, fleet_of, load_fleet
+    from notebooked_dagster.edge.devices import FILE, fleet_of, load_fleet, with_device
 
     path = session().root() / FILE
     user, _, rest = address.rpartition("@")
@@ -85,28 +85,28 @@ def add(
     entry |= {"labels": list(labels)} if labels else {}
     entry |= {"capacity": capacity} if capacity != 1 else {}
     fleet_of([entry], path.parent)
-    # Behind what is there, so that comments of the user's stay.
-    text = path.read_text(encoding="utf-8") if path.exists() else "devices:\n"
-    item = yaml.safe_dump([entry], sort_keys=False, allow_unicode=True)
-    write_atomic(path, text.rstrip("\n") + "\n" + item)
-    load_fleet(path)
+    write_atomic(path, with_device(path, entry))
     session().emit(entry, lambda: f"{name} is in {FILE}. `notebooked edge doctor {name}` looks at it.")
 
 
 def _shown_key(host: str, port: str) -> tuple[str, str]:
-    done = subprocess.run(
-        ["ssh-keyscan", "-T", "10", "-t", "ed25519", "-p", port, host],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = _ran(["ssh-keyscan", "-T", "10", "-t", "ed25519", "-p", port, host], capture_output=True)
     line = next((line for line in done.stdout.splitlines() if line and not line.startswith("#")), None)
     if line is None:
         raise DeviceError(
             f"{host} shows no host key on port {port}.", hint="Switch it on, or give its key with --host-key."
         )
-    seen = subprocess.run(["ssh-keygen", "-lf", "-"], input=line, capture_output=True, text=True, check=False)
+    seen = _ran(["ssh-keygen", "-lf", "-"], input=line, capture_output=True)
     return line.partition(" ")[2].strip(), seen.stdout.split(" ")[1] if " " in seen.stdout else line
+
+
+def _ran(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, text=True, check=False, **options)
+    except FileNotFoundError as error:
+        raise MissingPackageError(
+            f"{command[0]} is not installed on this host.", hint="On Debian: apt install openssh-client."
+        ) from error
 
 
 @edge_command.command("list")
@@ -208,16 +208,22 @@ def deploy(names: tuple[str, ...]) -> None:
 @shared_options
 def run_job(job: str, device: str | None, label: str | None) -> None:
     """Launch a job of the project on a device, through the instance that the UI shows."""
+    import json
+
     from notebooked_dagster.edge.choice import DEVICE, LABEL, choose
+
+    from .project import Project
 
     tags = {name: value for name, value in ((DEVICE, device), (LABEL, label)) if value is not None}
     if not tags:
         raise click.UsageError("Name a device with --device, or a label with --label.")
     choose(_fleet(), tags, {})
-    import json
-
-    command = ["dagster", "job", "launch", "-w", "workspace.yaml", "-j", job, "--tags", json.dumps(tags)]
-    done = subprocess.run(command, cwd=session().root(), capture_output=True, text=True, check=False)
+    # As Dagster's own commands: in the project's folder, with its instance. Raises where there is none to launch in.
+    with Project(session()).instance():
+        command = [
+            sys.executable, "-m", "dagster", "job", "launch", "-w", "workspace.yaml", "-j", job, "--tags", json.dumps(tags)
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ConfigError(
             f"The job was not launched: {(done.stderr or done.stdout).strip()[-800:]}",
@@ -249,16 +255,19 @@ def logs(run_id: str, device: str | None) -> None:
 
 def _journal_lines(link: Link, run_id: str) -> Iterator[str]:
     """The journal's messages; the file is read as it is, past the lease, for nothing is stored of it."""
-    from notebooked_dagster.edge.journal import decode
+    from notebooked_dagster.edge.journal import JournalError, decode
 
     if not run_id.replace("-", "").isalnum():
         raise ConfigError(f"{run_id!r} is no run's id.", hint="The UI shows it.")
     done = link.run(f"cat {shlex.quote(f'{link.device.folder}/runs/{run_id}/journal')} 2>/dev/null")
-    for record in decode(done.stdout):
-        if record.data["kind"] == "event":
-            yield _message(record.data["event"])
-        elif record.data["kind"] == "exit":
-            yield f"-- the process ended: {record.data['why']}, code {record.data['code']}"
+    try:
+        for record in decode(done.stdout):
+            if record.data["kind"] == "event":
+                yield _message(record.data["event"])
+            elif record.data["kind"] == "exit":
+                yield f"-- the process ended: {record.data['why']}, code {record.data['code']}"
+    except JournalError as error:
+        yield f"-- {error}"
 
 
 def _message(text: str) -> str:
@@ -279,7 +288,7 @@ def shell(name: str) -> None:
     device = _device(name)
     link = _link(device)
     command = f"cd {shlex.quote(str(device.folder))} 2>/dev/null; exec ${{SHELL:-/bin/sh}} -l"
-    ended = subprocess.run(["ssh", "-t", *link.options(user=True), device.host, command], check=False)
+    ended = _ran(["ssh", "-t", *link.options(user=True), device.host, command])
     click.get_current_context().exit(EXIT_USER if ended.returncode else 0)
 
 
@@ -305,83 +314,25 @@ def _line(check: Check) -> str:
 
 
 def _examine(device: Device) -> Iterator[Check]:
+    from notebooked_dagster.edge.health import examine
+
     from .doctor import Check
 
-    began = time.time()
     try:
-        seen = _link(device).ask("hello", timeout=30).header
+        health = examine(_link(device), 30)
     except NotebookedError as error:
-        yield Check(
-            device.name, "error", error.message, error.hint or "Switch it on and look at its network."
-        )
+        fix = error.hint or "Switch it on and look at its network."
+        yield Check(device.name, "error", error.message, fix)
         return
-    took = time.time() - began
-    yield Check(
-        device.name, "ok", f"reachable in {took * 1000:.0f} ms, {seen['system']}, Python {seen['python']}"
-    )
-    version = tuple(int(part) for part in seen["python"].split(".")[:2])
-    if version < (3, 11):
-        yield Check(
-            device.name, "error", "The agent needs Python 3.11.", "Set `agent_python` to a newer one."
-        )
-    # The device looked at its clock somewhere between the question and the answer.
-    offset = max(0.0, abs(seen["time"] - (began + took / 2)) - took / 2)
-    if offset > _WARM_OFFSET:
-        yield Check(
-            device.name,
-            "warning",
-            f"its clock is {offset:.0f} s off; events get the host's time.",
-            "Let it have NTP: timedatectl.",
-        )
-    low = seen["disk_free"] < _LEAST_SPACE
-    yield Check(
-        device.name, "warning" if low else "ok", f"{seen['disk_free'] / 1e9:.1f} GB free",
-        "`notebooked edge deploy` removes old releases." if low else "",
-    )  # fmt: skip
-    if seen["temperature"] is not None:
-        hot = seen["temperature"] > _HOT
-        yield Check(
-            device.name,
-            "warning" if hot else "ok",
-            f"{seen['temperature']:.0f} °C",
-            "Cool it." if hot else "",
-        )
-    if seen["throttled"] not in (None, "0x0"):
-        yield Check(
-            device.name, "warning", f"throttled: {seen['throttled']}", "A better power supply, most often."
-        )
-    if not seen["rsync"] or not shutil.which("rsync"):
-        yield Check(
-            device.name,
-            "warning",
-            "rsync is missing on one side; all code is sent each time.",
-            "apt install rsync",
-        )
-
-
-def _config() -> dict[str, Any]:
-    """The launcher's configuration, where ``dagster.yaml`` has ours."""
-    home = os.environ.get("DAGSTER_HOME")
-    for folder in (Path(home) if home else None, session().root()):
-        path = folder / "dagster.yaml" if folder is not None else None
-        if path is None or not path.exists():
-            continue
-        found = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("run_launcher") or {}
-        if found.get("module") == _LAUNCHER:
-            return dict(found.get("config") or {})
-    return {}
+    for found in health.findings():
+        state = "ok" if found.well else "error" if found.fatal else "warning"
+        yield Check(device.name, state, found.message, found.fix)
 
 
 def _fleet() -> Fleet:
-    from notebooked_dagster.edge.devices import FILE, fleet_of, load_fleet
+    from notebooked_dagster.edge.devices import declared_fleet
 
-    config = _config()
-    if "devices" in config:
-        return fleet_of(config["devices"], session().root())
-    path = session().root() / Path(str(config.get("devices_file", FILE)))
-    if not path.exists() and "devices_file" not in config:
-        return fleet_of([], session().root())
-    return load_fleet(path)
+    return declared_fleet(session().root())
 
 
 def _device(name: str) -> Device:
@@ -393,7 +344,9 @@ def _device(name: str) -> Device:
 
 
 def _state() -> Path:
-    told = _config().get("state_dir")
+    from notebooked_dagster.edge.devices import launcher_config
+
+    told = launcher_config(session().root()).get("state_dir")
     return session().root() / str(told) if told else session().settings().state / "edge"
 
 

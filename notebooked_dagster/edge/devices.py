@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from notebooked_dagster.config.document import Document, KeyPath, key_text, read_documents
 from notebooked_dagster.errors import ConfigError
 
 FILE = "edge.yaml"
+LAUNCHER = "notebooked_dagster.edge.launcher"
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
 
 
@@ -112,6 +115,68 @@ def load_fleet(path: Path) -> Fleet:
 def fleet_of(devices: Sequence[Mapping[str, Any]], base: Path) -> Fleet:
     """The devices that ``dagster.yaml`` lists. Raises ConfigError."""
     return _fleet({"devices": list(devices)}, base, None)
+
+
+def launcher_config(root: Path) -> dict[str, Any]:
+    """The configuration of our run launcher, in ``dagster.yaml`` of the instance or else of the project."""
+    home = os.environ.get("DAGSTER_HOME")
+    for folder in (Path(home), root) if home else (root,):
+        path = folder / "dagster.yaml"
+        if path.exists():
+            found = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("run_launcher") or {}
+            if found.get("module") == LAUNCHER:
+                return {name: _told(value) for name, value in (found.get("config") or {}).items()}
+    return {}
+
+
+def _told(value: Any) -> Any:
+    """As Dagster reads it: ``{env: NAME}`` is that variable's value."""
+    if isinstance(value, Mapping) and set(value) == {"env"}:
+        return os.environ.get(value["env"], "")
+    return value
+
+
+def declared_fleet(root: Path) -> Fleet:
+    """The devices of a project, wherever the launcher has them from; none where nothing declares any. Raises ConfigError."""
+    config = launcher_config(root)
+    if "devices" in config:
+        return fleet_of(config["devices"], root)
+    path = root / str(config.get("devices_file", FILE))
+    return load_fleet(path) if path.exists() else Fleet(devices=())
+
+
+def with_device(path: Path, entry: Mapping[str, Any]) -> str:
+    """The text of ``edge.yaml`` with another device at its end; what is there stays as it is.
+
+    Raises:
+        ConfigError: The file is wrong, or its end is not the end of the list.
+    """
+    text = path.read_text(encoding="utf-8") if path.exists() else "devices:\n"
+    item = yaml.safe_dump([dict(entry)], sort_keys=False, allow_unicode=True)
+    before = yaml.safe_load(text)
+    expected = {**before, "devices": [*(before.get("devices") or ()), dict(entry)]}
+    added = f"{text.rstrip()}\n{textwrap.indent(item, ' ' * _indentation(text))}"
+    try:
+        right = yaml.safe_load(added) == expected
+    except yaml.YAMLError:
+        right = False
+    if not right:
+        raise ConfigError(
+            "Nothing was written: the list of devices is not at the end of the file, or is written in one line.",
+            path=path,
+            hint=f"Add this to it:\n{item}",
+        )
+    return added
+
+
+def _indentation(text: str) -> int:
+    """Of the items of the list of devices."""
+    root = yaml.compose(text)
+    assert isinstance(root, yaml.MappingNode)
+    for key, value in root.value:
+        if key.value == "devices" and isinstance(value, yaml.SequenceNode):
+            return int(value.start_mark.column)
+    return 2
 
 
 def _fleet(data: Any, base: Path, document: Document | None) -> Fleet:

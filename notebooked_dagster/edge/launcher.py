@@ -130,6 +130,11 @@ class PiRunLauncher(RunLauncher, ConfigurableClass):
             return fleet_of(self._listed, self._file.parent)
         return load_fleet(self._file)
 
+    @property
+    def declares(self) -> bool:
+        """Whether there is anything that declares devices."""
+        return self._listed is not None or self._file.exists()
+
     # -- what Dagster calls
 
     def launch_run(self, context: LaunchRunContext) -> None:

@@ -135,14 +135,17 @@ class Link:
         return "sftp"
 
     def options(self, *, user: bool = False, port: str = "-p") -> list[str]:
-        """What every ssh, sftp and rsync of ours is called with."""
+        """What every ssh, sftp and rsync of ours is called with; for the rest, ssh's own configuration holds."""
         device = self.device
         found = [
-            "-F", "none", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", "-o", f"ConnectTimeout={_CONNECT}",
+            "-o", "BatchMode=yes", "-o", "RemoteCommand=none", "-o", "RequestTTY=no", "-o", "StrictHostKeyChecking=yes", "-o", f"ConnectTimeout={_CONNECT}",
             "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3", "-o", "Compression=yes",
             "-o", "ForwardAgent=no", "-o", "ControlMaster=auto", "-o", "ControlPersist=60",
-            "-o", f"ControlPath={_sockets()}/{self._socket()}", port, str(device.port),
+            "-o", f"ControlPath={_sockets()}/{self._socket()}",
         ]  # fmt: skip
+        if device.port != 22:
+            # Else what ssh's own configuration says of the host, where it does.
+            found += [port, str(device.port)]
         if user and device.user:
             found += ["-o", f"User={device.user}"]
         if device.key is not None:
@@ -150,6 +153,9 @@ class Link:
         known = self._known_hosts()
         if known is not None:
             found += ["-o", f"UserKnownHostsFile={known}", "-o", "GlobalKnownHostsFile=/dev/null"]
+        if device.host_key is not None:
+            # The name in our file; an alias of ssh's configuration stands for another address.
+            found += ["-o", f"HostKeyAlias={device.name}"]
         return found
 
     @contextlib.contextmanager
@@ -262,8 +268,7 @@ class Link:
         if self.device.host_key is None:
             return self.device.known_hosts
         path = self._state / "known_hosts" / self.device.name
-        host = self.device.host if self.device.port == 22 else f"[{self.device.host}]:{self.device.port}"
-        line = f"{host} {self.device.host_key}\n"
+        line = f"{self.device.name} {self.device.host_key}\n"
         if not path.exists() or path.read_text() != line:
             from notebooked_dagster.core.files import write_atomic
 

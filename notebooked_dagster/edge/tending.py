@@ -27,7 +27,7 @@ from notebooked_dagster.errors import DeviceError, NotebookedError
 
 from . import marks
 from .choice import DEVICE
-from .devices import Device
+from .devices import Device, Fleet
 from .holding import Holding
 from .relay import DeviceRelay
 from .ssh import Link
@@ -39,6 +39,7 @@ log = logging.getLogger("notebooked.edge")
 _LOCK = "relay.lock"
 _LOOK = 0.5
 _IDLE = 60.0
+_GONE = 60.0
 _INSTANCE = "NOTEBOOKED_EDGE_INSTANCE"
 _HANDED = "NOTEBOOKED_EDGE_LOCK"
 
@@ -105,6 +106,7 @@ class Tending:
         self._instance = instance
         self._launcher = launcher
         self._holding = Holding(instance)
+        self._gone: float | None = None
         self._threads: dict[str, tuple[threading.Thread, threading.Event, Device]] = {}
 
     def run(self, idle: float = _IDLE) -> None:
@@ -132,7 +134,7 @@ class Tending:
         runs = marks.open_runs(self._instance)
         if not runs:
             return 0
-        fleet = self._launcher.fleet()
+        fleet = self._fleet()
         mine = marks.host_id(self._launcher.state)
         for run in runs:
             name = run.tags.get(marks.CHOSEN)
@@ -147,6 +149,15 @@ class Tending:
             if any(run.tags.get(marks.CHOSEN) == device.name for run in runs):
                 self._ensure(device)
         return len(runs)
+
+    def _fleet(self) -> Fleet:
+        """The devices. An editor, or git, may be at work on the file that is gone; after a while, its devices are."""
+        if self._launcher.declares:
+            self._gone = None
+            return self._launcher.fleet()
+        now = time.monotonic()
+        self._gone = now if self._gone is None else self._gone
+        return Fleet(devices=()) if now - self._gone > _GONE else self._launcher.fleet()
 
     def _choose(self, run: DagsterRun) -> None:
         """A run that waits for any device of a label."""

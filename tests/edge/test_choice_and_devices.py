@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from notebooked_dagster.edge.choice import DEVICE, LABEL, choose, wanted
-from notebooked_dagster.edge.devices import Device, Fleet, load_fleet
+from notebooked_dagster.edge.devices import Device, Fleet, declared_fleet, load_fleet, with_device
+from notebooked_dagster.edge.ssh import Link
 from notebooked_dagster.errors import ConfigError
 
 FLEET = Fleet(
@@ -85,6 +87,58 @@ def test_a_wrong_declaration_is_told_with_its_place(tmp_path: Path, text: str, w
     with pytest.raises(ConfigError) as caught:
         load_fleet(tmp_path / "edge.yaml")
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+BY_HAND = "# mine\ndevices:\n    - name: a   # the first\n      host: b\n# the end\n"
+
+
+@pytest.mark.parametrize(
+    "text", [None, "devices:\n- {name: a, host: b}", BY_HAND, "devices:\n  -   name: a\n      host: b\n\n\n"]
+)
+def test_a_device_is_added_behind_what_was_written_by_hand(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "edge.yaml"
+    if text is not None:
+        path.write_text(text)
+    found = with_device(path, {"name": "new", "host": "c", "labels": ["x"]})
+    path.write_text(found)
+    assert [device.name for device in load_fleet(path).devices] == ["a", "new"][text is None :]
+    assert found.startswith((text or "").rstrip())
+
+
+@pytest.mark.parametrize(
+    "text", ["devices: [{name: a, host: b}]\n", "{}\n", "devices:\n- {name: a, host: b}\n...\n"]
+)
+def test_where_a_device_cannot_be_added_the_entry_is_shown(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "edge.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="Nothing was written") as caught:
+        with_device(path, {"name": "new", "host": "c"})
+    assert "- name: new" in str(caught.value)
+
+
+def test_the_devices_are_the_launchers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.setenv("THE_FILE", "others.yaml")
+    launcher = {"module": "notebooked_dagster.edge.launcher", "class": "PiRunLauncher"}
+
+    def names(config: dict[str, object]) -> list[str]:
+        text = yaml.safe_dump({"run_launcher": {**launcher, "config": config}})
+        (tmp_path / "dagster.yaml").write_text(text)
+        return [device.name for device in declared_fleet(tmp_path / "project").devices]
+
+    (tmp_path / "project").mkdir()
+    assert names({"devices_file": {"env": "THE_FILE"}}) == []
+    (tmp_path / "project/others.yaml").write_text("devices:\n- {name: a, host: b}\n")
+    assert names({"devices_file": {"env": "THE_FILE"}}) == ["a"]
+    assert names({"devices": [{"name": "c", "host": "d"}]}) == ["c"]
+
+
+def test_sshs_own_configuration_of_a_host_holds(tmp_path: Path) -> None:
+    options = Link(Device(name="a", host="alias", host_key="ssh-ed25519 AAAA"), tmp_path).options()
+    assert not {"-F", "-p"} & set(options)
+    # Whatever address the alias stands for, the key is looked for under the name that we write.
+    assert "HostKeyAlias=a" in options
+    assert (tmp_path / "known_hosts/a").read_text() == "a ssh-ed25519 AAAA\n"
 
 
 def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:

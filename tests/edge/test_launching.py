@@ -70,6 +70,22 @@ def test_the_code_of_a_run_that_waits_is_kept(studio: Studio, monkeypatch: pytes
     assert {path.name for path in (studio.state / "releases").iterdir()} == {waiting, newest}
 
 
+def test_a_file_that_is_gone_for_a_moment_costs_no_run(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = studio.launch()
+    found = Tending(studio.instance, studio.launcher)
+    studio.edge.unlink()
+    with pytest.raises(ConfigError):
+        found.look()
+    assert not studio.run(run_id).is_finished
+    monotonic = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + 120)
+    found.look()
+    assert studio.run(run_id).is_finished
+    assert found.look() == 0
+
+
 def test_two_relays_of_one_device_never_live_at_a_time(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:

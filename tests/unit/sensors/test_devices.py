@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import dagster as dg
@@ -7,14 +8,17 @@ import pytest
 
 from notebooked_dagster.config import ProjectConfig
 from notebooked_dagster.core.settings import Settings
+from notebooked_dagster.edge.devices import Device
+from notebooked_dagster.edge.health import Finding
+from notebooked_dagster.edge.ssh import Answer, Link
 from notebooked_dagster.errors import ConfigError
 from notebooked_dagster.resources import Workplace
 from notebooked_dagster.sensors import devices
-from notebooked_dagster.sensors.devices import SENSOR, device_definitions, look
+from notebooked_dagster.sensors.devices import CHECKS, SENSOR, device_definitions, look
 
 HELLO = {
     "boot": "x", "time": 0.0, "disk_free": 5_000_000_000, "disk_total": 9, "temperature": 51.4, "throttled": "0x0",
-    "running": ["a"], "current": "abc", "python": "3.11.2", "system": "Linux", "machine": "aarch64",
+    "running": ["a"], "current": "abc", "rsync": True, "python": "3.11.2", "system": "Linux", "machine": "aarch64",
 }  # fmt: skip
 
 
@@ -34,11 +38,11 @@ def test_a_wrong_file_stops_the_location_with_its_place(tmp_path: Path) -> None:
         device_definitions(Workplace(Settings(project_root=tmp_path), ProjectConfig()))
 
 
-def test_each_device_is_an_asset_with_a_check(place: Workplace) -> None:
+def test_each_device_is_an_asset_with_checks(place: Workplace) -> None:
     (defs,) = device_definitions(place)
     keys = {key.to_user_string() for key in defs.resolve_asset_graph().get_all_asset_keys()}
     assert keys == {"devices/one", "devices/two"}
-    assert len(defs.resolve_asset_graph().asset_check_keys) == 2
+    assert len(defs.resolve_asset_graph().asset_check_keys) == 2 * len(CHECKS)
     dg.Definitions.validate_loadable(defs)
 
 
@@ -47,31 +51,64 @@ def test_the_sensor_tells_a_change_once_and_measures_each_time(
 ) -> None:
     (defs,) = device_definitions(place)
     sensor = defs.get_sensor_def(SENSOR)
-    answers = {"one": ({"runs": 1}, ""), "two": ({}, "cannot be reached")}
+    well, full, silent = (
+        Finding("reachable", True, ""),
+        Finding("disk", False, "full"),
+        Finding("reachable", False, ""),
+    )
+    answers = {"one": ({"runs": 1}, [well, full]), "two": ({}, [silent])}
     monkeypatch.setattr(devices, "look", lambda device, place: answers[device.name])
 
-    def ticked(cursor: str | None) -> tuple[list[str], str | None]:
+    def ticked(cursor: str | None) -> tuple[list[object], str | None]:
         with dg.DagsterInstance.ephemeral() as instance:
             context = dg.build_sensor_context(instance, cursor=cursor, definitions=defs)
             result = sensor.evaluate_tick(context)
-        return [type(event).__name__ for event in result.asset_events], result.cursor
+        told = [
+            (event.check_name, event.passed) if isinstance(event, dg.AssetCheckEvaluation) else "seen"
+            for event in result.asset_events
+        ]
+        return sorted(told, key=str), result.cursor
 
     events, cursor = ticked(None)
-    assert sorted(events) == ["AssetCheckEvaluation", "AssetCheckEvaluation", "AssetObservation"]
+    assert events == [("disk", False), ("reachable", False), ("reachable", True), "seen"]
     events, cursor = ticked(cursor)
-    assert events == ["AssetObservation"]
-    answers["two"] = ({"runs": 0}, "")
-    events, _ = ticked(cursor)
-    assert sorted(events) == ["AssetCheckEvaluation", "AssetObservation", "AssetObservation"]
+    assert events == ["seen"]
+    # One that fell silent is as full as it was when it is back.
+    answers["one"], answers["two"] = ({}, [silent]), ({"runs": 0}, [well])
+    events, cursor = ticked(cursor)
+    assert events == [("reachable", False), ("reachable", True), "seen"]
+    answers["one"] = ({"runs": 1}, [well, full])
+    assert ticked(cursor)[0] == [("reachable", True), "seen", "seen"]
+
+
+def told(monkeypatch: pytest.MonkeyPatch, **words: object) -> None:
+    monkeypatch.setattr(Link, "ask", lambda self, command, timeout: Answer({**HELLO, **words}, b""))
 
 
 def test_what_a_device_says_of_itself_is_metadata(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    from notebooked_dagster.edge.devices import Device
-    from notebooked_dagster.edge.ssh import Answer, Link
-
-    monkeypatch.setattr(Link, "ask", lambda self, command, timeout: Answer(HELLO, b""))
-    seen, problem = look(Device(name="one", host="a"), place)
-    assert problem == ""
+    told(monkeypatch)
+    seen, findings = look(Device(name="one", host="a"), place)
     assert seen["temperature (°C)"] == 51.4
     assert seen["clock offset (s)"] < -1e6
     assert seen["disk free (MB)"] == 5000
+    assert {found.name: found.well for found in findings} == {
+        "reachable": True, "disk": True, "temperature": True, "power": True, "clock": False,
+    }  # fmt: skip
+
+
+def test_the_checks_of_a_device_are_run_with_one_look_and_as_many_as_are_asked_for(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told(monkeypatch, time=time.time(), disk_free=1000, temperature=None, throttled="0x50005")
+    (defs,) = device_definitions(place)
+    key = dg.AssetKey(["devices", "one"])
+
+    def passed(selection: dg.AssetSelection) -> dict[str, bool]:
+        job = dg.define_asset_job("look", selection)
+        with_job = dg.Definitions.merge(defs, dg.Definitions(jobs=[job])).resolve_job_def("look")
+        result = with_job.execute_in_process()
+        return {check.check_name: check.passed for check in result.get_asset_check_evaluations()}
+
+    every = passed(dg.AssetSelection.checks_for_assets(key))
+    assert every == {"reachable": True, "disk": False, "power": False, "clock": True}
+    assert passed(dg.AssetSelection.checks(dg.AssetCheckKey(key, "disk"))) == {"disk": False}

@@ -1,0 +1,75 @@
+"""The commands for devices, without one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from notebooked_dagster.cli import edge, main
+from notebooked_dagster.edge.journal import encode
+from notebooked_dagster.edge.ssh import Link
+
+DEVICES = "devices:\n  - {name: pi, host: a}\n"
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "config.yaml").write_text("{}\n")
+    (tmp_path / "edge.yaml").write_text(DEVICES)
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    monkeypatch.delenv("NOTEBOOKED_PROJECT_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def asked(project: Path, *words: str) -> tuple[int, str]:
+    done = CliRunner().invoke(main, ["--project", str(project), "edge", *words])
+    return done.exit_code, done.output
+
+
+def test_a_run_is_launched_by_this_interpreter_in_the_projects_instance(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, text = asked(project, "run", "job", "--device", "pi")
+    assert (code, "DAGSTER_HOME is not set" in text) == (1, True)
+    (project / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    called: list[Any] = []
+
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        called.append(command)
+        return subprocess.CompletedProcess(command, 0, "launched", "")
+
+    monkeypatch.setattr(edge.subprocess, "run", run)
+    code, text = asked(project, "run", "job", "--device", "pi")
+    assert (code, text.strip()) == (0, "launched")
+    assert called[0][:5] == [sys.executable, "-m", "dagster", "job", "launch"]
+    assert json.loads(called[0][-1]) == {"notebooked/device": "pi"}
+
+
+@pytest.mark.parametrize("words", [("add", "new", "pi@b"), ("shell", "pi")])
+def test_a_host_without_ssh_is_told_what_to_install(
+    project: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("PATH", str(project))
+    code, text = asked(project, *words)
+    assert (code, "apt install openssh-client" in text) == (1, True)
+    assert (project / "edge.yaml").read_text() == DEVICES
+
+
+def test_a_damaged_journal_is_shown_up_to_the_damage(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = encode({"kind": "exit", "why": "exit", "code": 0})
+    damaged = whole + whole.replace(b"exit", b"exot", 1) + whole
+    monkeypatch.setattr(
+        Link, "run", lambda self, command: subprocess.CompletedProcess(command, 0, damaged, b"")
+    )
+    code, text = asked(project, "logs", "abc")
+    assert code == 0
+    assert "the process ended" in text
+    assert f"damaged at byte {len(whole)}" in text
