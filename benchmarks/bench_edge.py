@@ -76,7 +76,7 @@ def launches(root: Path, rounds: int) -> None:
                 note("ssh host true, the shared connection", measured(lambda: link.run("true")))
                 ours = studio.create("quick", {"notebooked/device": "pi"})
                 note(
-                    "notebooked: launched (started on the device)",
+                    "notebooked: launched (the relay starts it)",
                     measured(lambda run_id=ours: studio.instance.launch_run(run_id, workspace=None)),  # type: ignore[misc,arg-type]
                 )
                 studio.tend(120, ours)

@@ -64,6 +64,11 @@ class Luggage:
         if last:
             self._to_cloud(files)
 
+    def fetch_all(self, link: Link, files: Mapping[str, int]) -> int:
+        """Bring what is left of a run that has ended; returns how many outputs there are. Raises DeviceError."""
+        self.fetch_logs(link, files, last=True)
+        return self.fetch_outputs(link, files)
+
     def fetch_outputs(self, link: Link, files: Mapping[str, int]) -> int:
         """Bring what a run that has ended left; returns how many files. Raises DeviceError where one came damaged."""
         found = {

@@ -119,7 +119,7 @@ class DeviceRelay:
         self._patience = patience
         self._holding = Holding(instance)
         self._tended: dict[str, _Tended] = {}
-        # The runs whose lease the last answer gave us. Where an answer was lost, another may have held it meanwhile.
+        # The runs whose lease the last answer about them gave us; after a lost answer, another may have held it meanwhile.
         self._held: set[str] = set()
         self._failures = 0
         self._rounds = 0
@@ -128,6 +128,7 @@ class DeviceRelay:
         """One round over the device's runs; returns how many seconds to wait before the next."""
         runs = {run.run_id: run for run in marks.open_runs(self._instance, self.device.name)}
         self._tended = {run_id: self._tended.get(run_id) or self._new(run_id) for run_id in runs}
+        self._held &= runs.keys()
         now = time.monotonic()
         due = [run_id for run_id, item in self._tended.items() if item.rest_until <= now]
         if not due:
@@ -169,7 +170,8 @@ class DeviceRelay:
             "ttl": _TTL,
             "wait": 0 if unread or unstarted else self._patience.wait,
         }
-        held, self._held = self._held, set()
+        held = self._held & offsets.keys()
+        self._held -= held
         asked = clock()
         answer = self.link.ask("read", request, timeout=self._patience.wait + 30)
         at = 0
@@ -296,8 +298,7 @@ class DeviceRelay:
             else:
                 self._fail(run, _death(told, self.device.name))
         if item.outputs is None:
-            item.luggage.fetch_logs(self.link, state["files"], last=True)
-            item.outputs = _background(lambda: item.luggage.fetch_outputs(self._freight, state["files"]))
+            item.outputs = _background(lambda: item.luggage.fetch_all(self._freight, state["files"]))
         # Small ones are here at once; the other runs do not wait for large ones.
         with contextlib.suppress(TimeoutError):
             item.outputs.exception(timeout=0.2)

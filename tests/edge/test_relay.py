@@ -223,6 +223,26 @@ def test_every_run_is_the_first_one_in_turn(instance: dg.DagsterInstance, relay:
     assert {next(iter(request["runs"])) for request in pi.commands("read")} == set(runs)
 
 
+def test_a_run_that_rests_is_not_gone_through_again(
+    instance: dg.DagsterInstance,
+    relay: DeviceRelay,
+    pi: Pi,
+    monkeypatch: pytest.MonkeyPatch,
+    clocks: Callable[[float], None],
+) -> None:
+    rests, other = launched(instance), launched(instance)
+    pi.journals = {rests: journal(rests, "start"), other: journal(other, "start")}
+    relay.step()
+    counted: list[str] = []
+    monkeypatch.setattr(type(instance), "all_logs", lambda self, run_id, **more: counted.append(run_id) or [])
+    relay._tended[rests].rest(5)
+    relay.step()
+    clocks(6)
+    relay.step()
+    assert [rests in request["runs"] for request in pi.commands("read")] == [True, False, True]
+    assert counted == []
+
+
 def test_a_damaged_journal_is_fetched_anew_once_and_then_ends_its_run_alone(
     instance: dg.DagsterInstance, relay: DeviceRelay, pi: Pi
 ) -> None:
