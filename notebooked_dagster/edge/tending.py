@@ -134,8 +134,12 @@ class Tending:
         runs = marks.open_runs(self._instance)
         if not runs:
             return 0
-        fleet = self._fleet()
         mine = marks.host_id(self._launcher.state)
+        for run in runs:
+            if not run.tags.get(marks.CHOSEN):
+                # First: whatever is wrong with the declaration is no reason to fail it.
+                self._holding.hold(run, "Waiting for a place on any device that fits.")
+        fleet = self._fleet()
         for run in runs:
             name = run.tags.get(marks.CHOSEN)
             if not name and run.tags.get(marks.HOST) == mine:
@@ -174,8 +178,6 @@ class Tending:
             return
         if device is not None:
             self._instance.add_run_tags(run.run_id, {marks.CHOSEN: device.name})
-        else:
-            self._holding.hold(run, "Waiting for a place on any device that fits.")
 
     def _orphan(self, run: DagsterRun, name: str) -> None:
         if not run.is_finished:

@@ -51,7 +51,9 @@ def test_run_monitoring_leaves_a_run_alone_that_waits_for_a_place(
     monotonic = time.monotonic
     found.look()
     monkeypatch.setattr(time, "monotonic", lambda: monotonic() + 60)
-    found.look()
+    studio.edge.write_text("half of")
+    with pytest.raises(ConfigError):
+        found.look()
     starting = [
         entry.message
         for entry in studio.entries(second)

@@ -325,7 +325,13 @@ def test_a_full_device_takes_the_next_run_when_it_has_a_place(
     assert "Every device that fits has all the runs it may have; the run waits for a place." in str(
         studio.messages(second)
     )
-    studio.tend(60, first, second)
+
+    def home() -> bool:
+        monitored(studio, second)
+        return studio.is_home(first) and studio.is_home(second)
+
+    with Relaying(studio):
+        until(home, 60, "the runs to come home", studio)
     assert [studio.status(run_id) for run_id in (first, second)] == [SUCCESS, SUCCESS]
     began = [next(e.timestamp for e in studio.entries(r) if e.message == "start") for r in (first, second)]
     ended = [next(e.timestamp for e in studio.entries(r) if e.message == "end") for r in (first, second)]
