@@ -31,7 +31,7 @@ help: ## What there is
 demo: $(VENV)/.demo ## Set everything up, train and deploy a sample experiment, ask its endpoint for a prediction
 	@$(BIN)/python deploy/local/demo.py
 
-test: $(VENV)/.dev $(VENV)/.torch $(VENV)/.browser $(VENV)/.azurite ## Set everything up and pass all tests
+test: $(VENV)/.dev $(VENV)/.torch $(VENV)/.browser $(VENV)/.azurite $(VENV)/.sshd ## Set everything up and pass all tests
 	@$(MAKE) --no-print-directory check
 	# Most tests wait for processes of their own, so more workers than cores; the long files come first (tests/conftest.py).
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
@@ -107,4 +107,15 @@ $(VENV)/.azurite: $(VENV)/.dev
 	  npm install --silent --no-audit --no-fund --prefix $(VENV)/azurite $(AZURITE) >/dev/null 2>&1 \
 	    || echo "make: no Azurite; its tests skip" >&2
 	else echo "make: no npm on the path; the tests of Azurite skip" >&2; fi
+	touch $@
+
+# An OpenSSH server that the tests start stands for a Raspberry Pi. Where systemd runs, Debian's package would also start
+# a service that lets people in, which is not for a test command to do: there it is said, and the tests skip.
+$(VENV)/.sshd: $(VENV)/.dev
+	@if ! PATH="$$PATH:/usr/sbin" command -v sshd >/dev/null || ! command -v rsync >/dev/null; then
+	  if [ "$$(id -u)" = 0 ] && [ ! -d /run/systemd/system ] && command -v apt-get >/dev/null; then
+	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends openssh-server rsync; } >/dev/null 2>&1 \
+	      || echo "make: no OpenSSH server; the tests of devices skip" >&2
+	  else echo "make: no OpenSSH server or no rsync (Debian: openssh-server, rsync); the tests of devices skip" >&2; fi
+	fi
 	touch $@
