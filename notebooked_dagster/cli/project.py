@@ -179,6 +179,28 @@ def stale_code(project: Project, spec: ExperimentSpec, instance: dg.DagsterInsta
     return stale
 
 
+def trains_otherwise(
+    project: Project, spec: ExperimentSpec, instance: dg.DagsterInstance, partition: str | None = None
+) -> bool:
+    """Whether the notebook trains otherwise than it did for the newest model.
+
+    That is what Dagster noted of the model's inputs, and not the code that was generated last: a training that failed
+    has generated some too. A notebook that cannot be read trains otherwise.
+    """
+    from notebooked_dagster.components.reporting import latest
+    from notebooked_dagster.resources.code_state import code_state, versions
+
+    model = latest(instance, spec.key("model"), partition) or latest(instance, spec.key("training_code"))
+    key = spec.key("training_code").to_user_string()
+    tags = (model.tags or {}) if model is not None else {}
+    before = tags.get(f"dagster/input_data_version/{key}") or tags.get("dagster/data_version")
+    try:
+        now = versions(code_state(spec.notebook, spec.config, project.place.state), spec.config)
+    except NotebookedError:
+        return True
+    return before != now.training
+
+
 def run_assets(
     project: Project,
     job_name: str,

@@ -15,7 +15,7 @@ import click
 from notebooked_dagster.errors import ConfigError, ProviderError
 
 from .options import session, shared_options
-from .project import Project, chosen_partition, run_assets, stale_code
+from .project import Project, chosen_partition, run_assets, stale_code, trains_otherwise
 from .text import metrics_text
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def deploy_command(experiment: str, model_uri: str | None, weight: int | None, p
     automatic = spec.config.endpoint.auto_deploy
     # An endpoint that nothing deploys by itself is in no job of ours, but in Dagster's own of all assets.
     job = f"{spec.name}_job" if automatic else "__ASSET_JOB"
-    wanted = ["endpoint"] if model_uri is not None else _with_stale_code(project, spec)
+    wanted = ["endpoint"] if model_uri is not None else _with_stale_code(project, spec, partition)
     session().note(f"Deploying {spec.config.name} …")
     ops = {f"{spec.name}__endpoint": config}
     run_id = run_assets(project, job, ops, [spec.key(part) for part in wanted], partition)
@@ -169,18 +169,20 @@ def example_columns(example: Any) -> list[str]:
     return [str(name) for name in rows] if isinstance(rows, dict) else []
 
 
-def _with_stale_code(project: Project, spec: ExperimentSpec) -> list[str]:
+def _with_stale_code(project: Project, spec: ExperimentSpec, partition: str | None) -> list[str]:
     """What deploying has to make: inference code that the notebook has newer, but nothing of another training."""
     with project.instance() as instance:
         stale = stale_code(project, spec, instance)
-    if stale == ["inference_code"]:
-        return ["inference_code", "endpoint"]
-    if stale:
+        if not stale:
+            return ["endpoint"]
+        outdated = trains_otherwise(project, spec, instance, partition)
+    if outdated:
         session().note(
             f"{spec.config.name}: the notebook has changed since its model was trained; the model there is gets deployed. "
             f"`notebooked train {spec.config.name}` trains what the notebook says now."
         )
-    return ["endpoint"]
+        return ["endpoint"]
+    return ["inference_code", "endpoint"] if "inference_code" in stale else ["endpoint"]
 
 
 def _assignment(text: str) -> tuple[str, Any]:

@@ -95,7 +95,7 @@ SAMPLES = (
     Sample(
         "experiments/digits_torch.ipynb",
         ("accuracy",),
-        '{"inputs": (X_test[:7] * 16).reshape(-1, 64).tolist()}',
+        '{"inputs": (X_test[:7] * 16).tolist()}',
         "predict(X_test[:7] * 16)",
         "torch",
     ),
