@@ -254,6 +254,16 @@ class InternalError(NotebookedError):
     exit_code = EXIT_INTERNAL
 
 
+def from_dict(data: Mapping[str, Any]) -> NotebookedError:
+    """The error that another process of ours raised, from its ``to_dict``; one of a class that is unknown here is internal."""
+    kind = globals().get(str(data.get("error")))
+    if not (isinstance(kind, type) and issubclass(kind, NotebookedError)):
+        kind = InternalError
+    return kind(
+        str(data.get("message")), hint=data.get("hint"), path=data.get("path"), details=data.get("details")
+    )
+
+
 def from_os(problem: OSError) -> UserError:
     """What the operating system refused, as an error of the user's: the file's name and the reason."""
     reason = problem.strerror or str(problem) or type(problem).__name__

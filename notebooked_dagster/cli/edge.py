@@ -344,10 +344,9 @@ def _device(name: str) -> Device:
 
 
 def _state() -> Path:
-    from notebooked_dagster.edge.devices import launcher_config
+    from notebooked_dagster.edge.devices import launcher_state
 
-    told = launcher_config(session().root()).get("state_dir")
-    return session().root() / str(told) if told else session().settings().state / "edge"
+    return launcher_state(session().root(), session().settings().state)
 
 
 def _link(device: Device) -> Link:

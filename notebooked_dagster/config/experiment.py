@@ -260,7 +260,7 @@ class ExperimentConfig(Strict):
         name: Letters, digits, ``_`` and ``-``; the folder's name in defs.yaml where left out.
         notebook: Path of the notebook, relative to the project's folder.
         provider: Where it trains and serves: ``local``, ``sagemaker``, ``azure``, ``gcp`` (or ``vertex``),
-            ``kubernetes``, ``databricks``, or what an installed package adds.
+            ``kubernetes``, ``databricks``, ``pi`` (trains here, serves on a device), or what an installed package adds.
         description: The first Markdown cell of the notebook where left out.
         hyperparameters: Values that replace the notebook's own; defaults of the job's run config.
         data_path: File, folder or URI with the data; ``{partition}`` is replaced.

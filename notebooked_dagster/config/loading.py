@@ -21,6 +21,7 @@ from .document import Document, KeyPath, key_text, read_documents
 from .experiment import ExperimentConfig
 from .kubernetes import KubernetesOptions
 from .local import LocalOptions
+from .pi import PiOptions
 from .project import ProjectConfig
 from .sagemaker import SageMakerOptions
 from .values import apply_override, interpolate, is_secret, literal_secrets, overrides
@@ -39,6 +40,7 @@ PROVIDER_OPTIONS: Mapping[str, type[BaseModel]] = {
     "gcp": VertexOptions,
     "kubernetes": KubernetesOptions,
     "databricks": DatabricksOptions,
+    "pi": PiOptions,
 }
 _CLOUDS = ("aws", "azure", "gcp", "kubernetes", "databricks")
 _SECTIONS = (
@@ -49,6 +51,7 @@ _SECTIONS = (
     "gcp",
     "kubernetes",
     "databricks",
+    "pi",
     "storage",
     "automation",
     "defaults",

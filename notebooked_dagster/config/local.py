@@ -7,12 +7,11 @@ from pydantic import Field
 from .experiment import Strict, Text
 
 
-class LocalEndpoint(Strict):
-    """How an endpoint is served on this machine.
+class ServedEndpoint(Strict):
+    """How our own server serves an endpoint, wherever it runs.
 
     Attributes:
         port: Of the endpoint; one that is free, and stays the same, where left out.
-        host: The address it binds to; `local.serve_host` where left out, which is loopback by default.
         health_timeout: Seconds a new version has to become healthy.
         predict_timeout: Seconds a prediction may take before it is answered 504.
         size_limit: Bytes that a request may have.
@@ -22,13 +21,22 @@ class LocalEndpoint(Strict):
     """
 
     port: int | None = Field(default=None, ge=1, le=65535)
-    host: Text | None = None
     health_timeout: float | None = Field(default=None, gt=0)
     predict_timeout: float = Field(default=60.0, gt=0)
     size_limit: int = Field(default=16 * 1024 * 1024, gt=0)
     memory_limit: int | None = Field(default=None, gt=0)
     keep: int = Field(default=3, ge=1)
     keep_warm: bool = False
+
+
+class LocalEndpoint(ServedEndpoint):
+    """How an endpoint is served on this machine.
+
+    Attributes:
+        host: The address it binds to; `local.serve_host` where left out, which is loopback by default.
+    """
+
+    host: Text | None = None
 
 
 class LocalOptions(Strict):

@@ -211,6 +211,28 @@ class DatabricksSection(Strict):
     prices: dict[str, float] = Field(default_factory=dict)
 
 
+class PiSection(Strict):
+    """Devices at the edge that serve, and this machine, which trains: keyword arguments of ``PiProvider``.
+
+    Attributes:
+        device: The device that serves, by its name in edge.yaml, unless the experiment names another.
+        health_timeout: Seconds a new version has to become healthy there.
+        patience: Seconds that a device may be out of reach while it is changing something for us.
+        python: The interpreter that trains.
+        pass_environment: Names or patterns of variables that trainings inherit.
+        stop_grace: Seconds between SIGTERM and SIGKILL.
+        keep_jobs: Finished jobs kept of each experiment.
+    """
+
+    device: Text | None = None
+    health_timeout: float = Field(default=180.0, gt=0)
+    patience: float = Field(default=60.0, ge=0)
+    python: str | None = None
+    pass_environment: tuple[str, ...] = ()
+    stop_grace: float = Field(default=10.0, ge=0)
+    keep_jobs: int = Field(default=20, ge=1)
+
+
 class AutomationSection(Strict):
     """What the sensors do.
 
@@ -241,6 +263,7 @@ class ProjectConfig(Strict):
         gcp: Vertex AI.
         kubernetes: A Kubernetes cluster.
         databricks: Databricks.
+        pi: Devices at the edge that serve.
         storage: Object storage for users' own assets.
         automation: Sensors.
         defaults: Keys every experiment has unless it says otherwise.
@@ -255,6 +278,7 @@ class ProjectConfig(Strict):
     gcp: GcpSection = GcpSection()
     kubernetes: KubernetesSection = KubernetesSection()
     databricks: DatabricksSection = DatabricksSection()
+    pi: PiSection = PiSection()
     storage: StorageSection = StorageSection()
     automation: AutomationSection = AutomationSection()
     defaults: dict[str, Any] = Field(default_factory=dict)

@@ -9,6 +9,7 @@ the process of a run (``recording``). The device's folder::
     environments/<hash>/             what uv installed from the lock file
     instance/                        the small Dagster instance of all runs here
     runs/<run id>/                   request, journal, lease, compute logs, outputs
+    serving/                         the endpoints; see ``hosting``
 
 A run is two processes: this module as its *keeper*, which notes how the worker ended, and the worker. Both share a lock on
 ``alive``, and who starts them shares it until they do: who can have that lock alone knows that neither lives or is about
@@ -32,7 +33,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from . import spool
+from . import hosting, spool
 from .journal import NAME, Journal, JournalError, clock, decode
 
 ROOT = Path.cwd().parents[1] if len(Path.cwd().parents) > 1 else Path.cwd()
@@ -495,9 +496,10 @@ def _prune(keep: int, keep_runs: int) -> list[str]:
     requests = [json.loads((folder / REQUEST).read_text()) for folder in _runs() if _alive(folder)]
     current = (ROOT / "current").resolve().name
     old = sorted(_whole(RELEASES), key=lambda path: path.stat().st_mtime, reverse=True)
-    spared = {current, *(request["release"] for request in requests)}
+    in_use = [*requests, *hosting.held(ROOT)]
+    spared = {current, *(request["release"] for request in in_use)}
     going = [path for path in old[keep:] if path.name not in spared]
-    named = {request.get("environment") for request in requests}
+    named = {request.get("environment") for request in in_use}
     for release in set(old) - set(going):
         with contextlib.suppress(FileNotFoundError):
             named |= set((release / ".environments").read_text().split())
@@ -508,7 +510,7 @@ def _prune(keep: int, keep_runs: int) -> list[str]:
         for path in (ROOT / INSTANCE / "history/runs").glob(f"{folder.name}.db*"):
             path.unlink(missing_ok=True)
         going.append(folder)
-    stale = [*(ROOT / RELEASES).glob(".*.part")]
+    stale = [*(ROOT / RELEASES).glob(".*.part"), *hosting.left_over(ROOT)]
     if not requests:
         # A worker loads its modules when it needs them.
         stale += [path for path in (ROOT / AGENTS).glob("*") if path != Path.cwd()]
@@ -609,6 +611,7 @@ _COMMANDS: dict[str, Callable[[dict[str, Any]], tuple[dict[str, Any], bytes]]] =
     "deliver": _deliver,
     "activate": _activate,
     "environment": _environment,
+    **hosting.COMMANDS,
     **spool.COMMANDS,
 }
 

@@ -129,6 +129,12 @@ def launcher_config(root: Path) -> dict[str, Any]:
     return {}
 
 
+def launcher_state(root: Path, state: Path) -> Path:
+    """Where this host keeps what it needs for devices: as the launcher is told, or in the project's state folder."""
+    told = launcher_config(root).get("state_dir")
+    return root / str(told) if told else state / "edge"
+
+
 def _told(value: Any) -> Any:
     """As Dagster reads it: ``{env: NAME}`` is that variable's value."""
     if isinstance(value, Mapping) and set(value) == {"env"}:

@@ -32,6 +32,7 @@ _BUILT_IN: Mapping[str, str] = {
     "azure": "notebooked_dagster.providers.azure:AzureProvider",
     "kubernetes": "notebooked_dagster.providers.kubernetes:KubernetesProvider",
     "databricks": "notebooked_dagster.providers.databricks:DatabricksProvider",
+    "pi": "notebooked_dagster.providers.pi:PiProvider",
 }
 _ALIASES: Mapping[str, str] = {"gcp": "vertex"}
 
@@ -71,7 +72,7 @@ def get_provider(name: str, **settings: Any) -> BaseProvider:
     """The provider of a name, made with its settings.
 
     Args:
-        name: ``local``, ``sagemaker``, ``vertex`` (or ``gcp``), ``azure``, ``kubernetes``, ``databricks``, or what an entry point is called.
+        name: ``local``, ``sagemaker``, ``vertex`` (or ``gcp``), ``azure``, ``kubernetes``, ``databricks``, ``pi``, or what an entry point is called.
         settings: Keyword arguments of the provider's class.
 
     Raises:

@@ -24,6 +24,7 @@ _SECTION = {
     "vertex": "gcp",
     "kubernetes": "kubernetes",
     "databricks": "databricks",
+    "pi": "pi",
 }
 
 

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import filelock
@@ -33,7 +33,6 @@ from notebooked_dagster.errors import (
     DeploymentConflictError,
     DeploymentError,
     EndpointNotFoundError,
-    InternalError,
     InvalidInputError,
     NotebookedError,
     ProviderError,
@@ -49,6 +48,37 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _CALL_TIMEOUT = 10.0
 _START_TIMEOUT = 30.0
 _MARGIN = 60.0
+
+
+class Control(Protocol):
+    """What a provider needs of whoever has its endpoints: the same whether they are here or on a device."""
+
+    def deploy(self, spec: DeploymentSpec) -> EndpointState:
+        """Serve a model folder."""
+
+    def traffic(self, name: str, weights: Mapping[str, int]) -> EndpointState:
+        """Set each version's share."""
+
+    def rollback(self, name: str) -> EndpointState:
+        """Serve the previous champion again."""
+
+    def ensure(self, name: str, *, patience: float | None = None) -> EndpointState:
+        """Bring an endpoint back."""
+
+    def delete(self, name: str) -> list[str]:
+        """Remove an endpoint; what is left, as sentences."""
+
+    def get(self, name: str) -> EndpointState:
+        """An endpoint as it stands now."""
+
+    def list(self) -> list[EndpointState]:
+        """All endpoints by name."""
+
+    def predict(self, name: str, data: Any) -> Any:
+        """Ask an endpoint."""
+
+    def logs(self, name: str, version: str | None = None) -> Iterator[str]:
+        """What a version wrote."""
 
 
 class EndpointControl:
@@ -217,17 +247,7 @@ class EndpointControl:
             span.set("http.response.status_code", reply.status_code)
             if not reply.is_success:
                 span.failed(str(reply.status_code))
-        if reply.is_success:
-            return _parsed(reply)
-        answer = _parsed(reply)
-        details = answer if isinstance(answer, dict) else {"body": answer}
-        message = str(details.get("message", reply.reason_phrase))
-        if reply.is_client_error:
-            raise InvalidInputError(message, details={"status": reply.status_code, **details})
-        raise ProviderError(
-            f"Endpoint {name!r} answered {reply.status_code}: {message}",
-            details={"status": reply.status_code, **details},
-        )
+        return answered(name, reply.status_code, reply.reason_phrase, reply.content)
 
     def logs(self, name: str, version: str | None = None) -> Iterator[str]:
         """What a version's worker wrote (the champion's where None), its tracebacks naming notebook cells."""
@@ -249,11 +269,7 @@ class EndpointControl:
         return httpx.Client(trust_env=False, verify=False)
 
     def _folder(self, name: str) -> Path:
-        if not _NAME.fullmatch(name):
-            raise DeploymentError(
-                f"{name!r} cannot name an endpoint.",
-                hint="Use letters, digits, '_', '-' and '.', at most 63, starting with a letter or digit.",
-            )
+        check_name(name)
         return self._root / name
 
     def _existing(self, name: str) -> Path:
@@ -329,7 +345,7 @@ class EndpointControl:
         """Ask the supervisor. Raises OSError where none answers, and what the supervisor raised."""
         reply, _ = wire.call(state.control_socket(folder), header, timeout=timeout)
         if "error" in reply:
-            raise _rebuilt(reply["error"])
+            raise errors.from_dict(reply["error"])
         record = EndpointRecord.model_validate(reply["record"])
         return state.view(folder, record, supervisor_pid=reply["pid"], alive=set(reply["alive"]))
 
@@ -438,16 +454,6 @@ def _unsupervised(folder: Path, record: EndpointRecord) -> EndpointState:
     return state.view(folder, record, supervisor_pid=None, alive=alive)
 
 
-def _rebuilt(data: Mapping[str, Any]) -> NotebookedError:
-    """The error a supervisor raised, as the same class here."""
-    kind = getattr(errors, str(data.get("error")), InternalError)
-    if not (isinstance(kind, type) and issubclass(kind, NotebookedError)):
-        kind = InternalError
-    return kind(
-        str(data.get("message")), hint=data.get("hint"), path=data.get("path"), details=data.get("details")
-    )
-
-
 def _explain(error: NotebookedError, model_dir: Path) -> None:
     """Rewrite the log lines of a failed deployment so that they name notebook cells."""
     lines = error.details.get("log")
@@ -469,11 +475,37 @@ def _supervisor_failure(folder: Path, code: int | None) -> NotebookedError:
     )
 
 
-def _parsed(reply: httpx.Response) -> Any:
+def check_name(name: str) -> None:
+    """Raise DeploymentError where nothing can be called so."""
+    if not _NAME.fullmatch(name):
+        raise DeploymentError(
+            f"{name!r} cannot name an endpoint.",
+            hint="Use letters, digits, '_', '-' and '.', at most 63, starting with a letter or digit.",
+        )
+
+
+def answered(name: str, status: int, reason: str, content: bytes) -> Any:
+    """What a server's reply says, or the error that it is; see ``EndpointControl.predict``."""
     try:
-        return orjson.loads(reply.content)
+        answer = orjson.loads(content)
     except orjson.JSONDecodeError:
-        return reply.text
+        answer = content.decode("utf-8", "replace")
+    if 200 <= status < 300:
+        return answer
+    details = {"status": status, **(answer if isinstance(answer, dict) else {"body": answer})}
+    message = str(details.get("message", reason))
+    if 400 <= status < 500:
+        raise InvalidInputError(message, details=details)
+    raise ProviderError(f"Endpoint {name!r} answered {status}: {message}", details=details)
 
 
-__all__ = ["DeploymentSpec", "EndpointControl", "EndpointState", "Role", "Status"]
+__all__ = [
+    "Control",
+    "DeploymentSpec",
+    "EndpointControl",
+    "EndpointState",
+    "Role",
+    "Status",
+    "answered",
+    "check_name",
+]

@@ -74,12 +74,12 @@ project_definitions(Workplace.here()).get_repository_def()"
 def test_looking_at_all_providers_loads_no_sdk(tmp_path: Path) -> None:
     program = (
         "from notebooked_dagster.providers.registry import available\n"
-        "assert all(available()[name].usable for name in ('sagemaker', 'azure', 'vertex', 'kubernetes', 'databricks'))"
+        "assert all(available()[name].usable for name in ('sagemaker', 'azure', 'vertex', 'kubernetes', 'databricks', 'pi'))"
     )
     assert loaded(program, tmp_path, {}) == []
 
 
-@pytest.mark.parametrize("name", ["sagemaker", "azure", "vertex", "kubernetes", "databricks"])
+@pytest.mark.parametrize("name", ["sagemaker", "azure", "vertex", "kubernetes", "databricks", "pi"])
 def test_a_provider_is_made_without_its_sdk(tmp_path: Path, name: str) -> None:
     program = f"from notebooked_dagster.providers.registry import get_provider\nget_provider({name!r}, state_dir='.')"
     assert loaded(program, tmp_path, {}) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -11,7 +12,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from notebooked_dagster.config.local import LocalOptions
+from pydantic import BaseModel
+
+from notebooked_dagster.config.local import LocalOptions, ServedEndpoint
 from notebooked_dagster.core.settings import Settings
 from notebooked_dagster.errors import (
     ConfigError,
@@ -43,7 +46,7 @@ from notebooked_dagster.serving.processes import identify
 from . import environment, logs, starting, venv
 
 if TYPE_CHECKING:
-    from notebooked_dagster.serving.control import EndpointControl, EndpointState
+    from notebooked_dagster.serving.control import Control, DeploymentSpec, EndpointState
 
 _UNWAITED_KEPT = timedelta(days=7)
 
@@ -84,6 +87,8 @@ class LocalProvider(BaseProvider):
         }
     )
 
+    _options: ClassVar[type[BaseModel]] = LocalOptions
+
     def __init__(
         self,
         state_dir: Path | str | None = None,
@@ -110,7 +115,7 @@ class LocalProvider(BaseProvider):
         self._keep_jobs = keep_jobs
         self._serve_host = serve_host
         self._health_timeout = health_timeout
-        self._store = JobStore(self.state / "jobs")
+        self._store = JobStore(self.state / "jobs", self.name)
 
     # Training
 
@@ -207,7 +212,7 @@ class LocalProvider(BaseProvider):
         return record
 
     def _spec(self, experiment: Experiment) -> JobSpec:
-        checked_options(LocalOptions, experiment.options)
+        checked_options(self._options, experiment.options)
         limit = experiment.memory_limit if experiment.memory_limit is not None else self._memory_limit
         return spec_of(
             experiment,
@@ -351,19 +356,34 @@ class LocalProvider(BaseProvider):
         labels: Mapping[str, str] | None = None,
     ) -> Endpoint:
         """Serve a model folder, or what ``models:/`` or ``runs:/`` names."""
+        options = checked_options(LocalOptions, experiment.options).endpoint
+        spec = dataclasses.replace(
+            self._deployment(experiment, model_uri, endpoint_name, options, weight, labels),
+            host=options.host or self._serve_host,
+            python=self._serving_python(model_uri),
+        )
+        return self._deployed(self._control, spec, experiment.name)
+
+    def _deployment(
+        self,
+        experiment: Experiment,
+        model_uri: str,
+        endpoint_name: str,
+        options: ServedEndpoint,
+        weight: int,
+        labels: Mapping[str, str] | None,
+    ) -> DeploymentSpec:
+        """What to serve, and how; but for where."""
         from notebooked_dagster.serving.control import DeploymentSpec
 
-        options = checked_options(LocalOptions, experiment.options).endpoint
         folder = self._model_folder(experiment, model_uri)
-        spec = DeploymentSpec(
+        return DeploymentSpec(
             endpoint=endpoint_name,
             model_dir=folder,
             code_dir=newer_code(experiment.scripts, folder),
             model_uri=model_uri,
             weight=weight,
-            host=options.host or self._serve_host,
             port=options.port,
-            python=self._serving_python(model_uri),
             env=dict(experiment.environment),
             # The model's own, so that a later one can be compared with it, whoever deployed it.
             labels={
@@ -378,9 +398,11 @@ class LocalProvider(BaseProvider):
             keep=options.keep,
             keep_warm=options.keep_warm,
         )
-        with spans.deployment(self.name, endpoint_name, experiment.name):
-            live = self._endpoint(self._control.deploy(spec))
-        circuits.forget(self.state, endpoint_name)
+
+    def _deployed(self, control: Control, spec: DeploymentSpec, experiment: str) -> Endpoint:
+        with spans.deployment(self.name, spec.endpoint, experiment):
+            live = self._endpoint(control.deploy(spec))
+        circuits.forget(self.state, spec.endpoint)
         return live
 
     def predict(self, endpoint_name: str, data: Any) -> Any:
@@ -426,7 +448,7 @@ class LocalProvider(BaseProvider):
         return live
 
     @property
-    def _control(self) -> EndpointControl:
+    def _control(self) -> Control:
         from notebooked_dagster.serving.control import EndpointControl
 
         return EndpointControl(self.state, pass_environment=self._pass)
