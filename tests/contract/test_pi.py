@@ -123,6 +123,7 @@ def test_a_device_that_is_away_is_told_as_that(
         pi.start()
     assert other.predict("echo", ROW) == {"predictions": [3.0]}
     assert any("ready" in line for line in other.endpoint_logs("echo"))
+    assert other.ensure("echo", patience=30.0).status is EndpointStatus.HEALTHY
 
 
 def test_a_link_that_goes_while_the_model_is_sent_changes_nothing(

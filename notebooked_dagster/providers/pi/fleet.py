@@ -8,8 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from notebooked_dagster.edge.choice import DEVICE, choose
-from notebooked_dagster.edge.devices import declared_fleet, launcher_state
+from notebooked_dagster.edge.devices import declared_fleet, launcher_state, names
 from notebooked_dagster.edge.releases import make_release
 from notebooked_dagster.edge.ssh import Link
 from notebooked_dagster.errors import (
@@ -91,7 +90,12 @@ class FleetControl:
 
     def delete(self, name: str) -> list[str]:
         """Remove an endpoint; what is left, as sentences."""
-        left = self._on(self._of(name)).delete(name)
+        try:
+            left = self._on(self._of(name)).delete(name)
+        except EndpointNotFoundError:
+            # Its first deployment never came to pass, or another host was quicker: it may go to another device now.
+            self._notes.forget(name)
+            raise
         self._notes.forget(name)
         return left
 
@@ -152,8 +156,14 @@ class FleetControl:
         return device
 
     def _on(self, name: str) -> DeviceControl:
-        device = choose(declared_fleet(self._project), {DEVICE: name}, {})
-        assert device is not None
+        fleet = declared_fleet(self._project)
+        device = fleet.get(name)
+        if device is None:
+            raise ConfigError(
+                f"There is no device {name!r}; there are: {names(fleet.devices)}.",
+                key="options.endpoint.device",
+                hint="Declare it in edge.yaml, or correct the name, which may also be `device` in the section `pi` of config.yaml.",
+            )
         link = Link(device, launcher_state(self._project, self._state.parent))
         return DeviceControl(device, link, patience=self._patience)
 
