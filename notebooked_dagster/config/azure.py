@@ -89,12 +89,33 @@ class AzureTraining(Strict):
         return self
 
 
+class Autoscaling(Strict):
+    """More machines under load, by a setting of Azure Monitor.
+
+    Attributes:
+        min: Machines at least.
+        max: Machines at most.
+        cpu_target: Percent of the CPU above which one machine is added; below half of it, one is taken away.
+    """
+
+    min: int = Field(default=1, ge=1)
+    max: int = Field(ge=1)
+    cpu_target: int = Field(default=70, ge=1, le=100)
+
+    @model_validator(mode="after")
+    def _order(self) -> Autoscaling:
+        if self.min > self.max:
+            raise ValueError(f"`min` ({self.min}) is above `max` ({self.max})")
+        return self
+
+
 class AzureEndpoint(Strict):
     """How Azure Machine Learning serves.
 
     Attributes:
         instance_type: The machine.
         instance_count: How many of them.
+        autoscaling: How many machines there may be; it begins with `instance_count`.
         auth: How callers show who they are: with a token of Microsoft Entra ID, or with a key of the endpoint.
         image: Another base image than the one we choose; our Python and the requirements are installed on it.
         environment: An environment that is used as it is; it needs the package `azureml-inference-server-http`.
@@ -112,6 +133,7 @@ class AzureEndpoint(Strict):
 
     instance_type: str = "Standard_DS3_v2"
     instance_count: int = Field(default=1, ge=1)
+    autoscaling: Autoscaling | None = None
     auth: Literal["entra", "key"] = "entra"
     image: str | None = None
     environment: Environment = None

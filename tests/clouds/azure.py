@@ -1,7 +1,8 @@
 """An Azure of our own: Resource Manager, run history, blobs and endpoints over TLS, with containers that really run.
 
 It follows the published REST API of Azure Machine Learning; every request and every reply is held against the models that
-azure-ai-ml ships. Jobs and endpoints go through the states the API documents, take time, and fail as told (``fail``).
+azure-ai-ml ships, and of Azure Monitor's autoscale settings against those of azure-mgmt-monitor. Jobs and endpoints go
+through the states the API documents, take time, and fail as told (``fail``).
 Tokens come from it as from a managed identity's endpoint, so that the SDK's own chain of credentials is what runs.
 """
 
@@ -30,7 +31,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from .azure_blobs import SIGNATURE, BlobStore, place_of
-from .azure_models import ARM, HISTORY, problems
+from .azure_models import ARM, HISTORY, MONITOR, problems
 from .containers import _KEPT, Serving, Training
 from .tls import certificate
 
@@ -39,6 +40,9 @@ GROUP, WORKSPACE, LOCATION = "ml-group", "ml-workspace", "westeurope"
 WORKSPACE_ID = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{GROUP}/providers/Microsoft.MachineLearningServices/workspaces/{WORKSPACE}"
 ACCOUNT, CONTAINER, LOGS = "mlstorage", "azureml-blobstore-1111", "azureml"
 VERSION = "2025-12-01"
+SETTINGS = (
+    f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{GROUP}/providers/Microsoft.Insights/autoscaleSettings"
+)
 SIZES = {"Standard_DS3_v2": ("standardDSv2Family", 4), "Standard_D4s_v3": ("standardDSv3Family", 4)}
 _WAITING = ("Creating", "Updating", "Deleting")
 
@@ -113,6 +117,8 @@ _ROUTES: tuple[tuple[str, str, str, str, str], ...] = (
     ("PUT", "/onlineEndpoints/([^/]+)/deployments/([^/]+)", "OnlineDeployments_CreateOrUpdate", "OnlineDeployment", "OnlineDeployment"),
     ("DELETE", "/onlineEndpoints/([^/]+)/deployments/([^/]+)", "OnlineDeployments_Delete", "", ""),
     ("POST", "/onlineEndpoints/([^/]+)/deployments/([^/]+)/getLogs", "OnlineDeployments_GetLogs", "DeploymentLogsRequest", "DeploymentLogs"),
+    ("PUT", f"{SETTINGS}/([^/]+)", "AutoscaleSettings_CreateOrUpdate", "AutoscaleSettingResource", "AutoscaleSettingResource"),
+    ("DELETE", f"{SETTINGS}/([^/]+)", "AutoscaleSettings_Delete", "", ""),
     ("GET", "/providers/Microsoft.Authorization/permissions", "Permissions_ListForResource", "", ""),
 )  # fmt: skip
 
@@ -135,6 +141,7 @@ class MachineLearning:
         self.environments: dict[tuple[str, str], dict[str, Any]] = {}
         self.assets: dict[tuple[str, str, str], dict[str, Any]] = {}
         self.endpoints: dict[str, Live] = {}
+        self.settings: dict[str, dict[str, Any]] = {}
         self.operations: dict[str, Live] = {}
         self.faults: list[Fault] = []
         self.calls: list[str] = []
@@ -674,6 +681,29 @@ class MachineLearning:
     def onlinedeployments_getlogs(self, body: Any, query: dict[str, str], name: str, deployment: str) -> Any:
         return {"content": "\n".join(self._deployment(name, deployment).log[-int(body.get("tail") or 100) :])}
 
+    # Azure Monitor
+
+    def autoscalesettings_createorupdate(self, body: Any, query: dict[str, str], name: str) -> Any:
+        target = body["properties"]["targetResourceUri"]
+        match = re.fullmatch(
+            rf"{re.escape(WORKSPACE_ID)}/onlineEndpoints/([^/]+)/deployments/([^/]+)", target
+        )
+        if match is None or self._deployment(*match.groups()).state != "Succeeded":
+            raise ApiError(400, "BadRequest", f"The target resource {target} cannot be scaled.")
+        for profile in body["properties"]["profiles"]:
+            low, first, high = (int(profile["capacity"][key]) for key in ("minimum", "default", "maximum"))
+            if not low <= first <= high:
+                raise ApiError(400, "BadRequest", "The capacity of a profile is out of order.")
+        with self.lock:
+            status = 200 if name in self.settings else 201
+            self.settings[name] = copy.deepcopy(body)
+        kind = {"type": "Microsoft.Insights/autoscaleSettings", "id": f"{SETTINGS}/{name}", "name": name}
+        return status, {**body, **kind}
+
+    def autoscalesettings_delete(self, body: Any, query: dict[str, str], name: str) -> Any:
+        with self.lock:
+            return (200 if self.settings.pop(name, None) is not None else 204), None
+
     def _serve(self, name: str, deployment: str, live: Live) -> None:
         properties = live.body["properties"]
         time.sleep(self.pace)
@@ -808,6 +838,11 @@ def _named(identity: str) -> tuple[str, str]:
     return parts[-3], parts[-1]
 
 
+def _module(model: str) -> str:
+    """Where a model is from."""
+    return {"RunDetails": HISTORY, "AutoscaleSettingResource": MONITOR}.get(model, ARM)
+
+
 def _resource(identity: str, created: float | None = None) -> dict[str, Any]:
     at = _time(created or time.time())
     return {
@@ -928,13 +963,14 @@ class AzureServer:
             raise _Lost
         _refuse(fault)
         self._allowed(headers, self.url)
-        if path.startswith("/subscriptions/") and query.get("api-version") not in (VERSION, "2022-04-01"):
+        versions = ("2022-10-01",) if path.startswith(SETTINGS) else (VERSION, "2022-04-01")
+        if path.startswith("/subscriptions/") and query.get("api-version") not in versions:
             raise ApiError(
                 400, "InvalidApiVersionParameter", f"The api-version {query.get('api-version')!r} is invalid."
             )
         parsed = json.loads(body) if body else None
         if sent:
-            wrong = problems(ARM, sent, parsed, sent=True)
+            wrong = problems(_module(sent), sent, parsed, sent=True)
             if wrong:
                 self.ml.violations.append(f"{operation} was asked: {'; '.join(wrong)}")
                 raise ApiError(400, "ValidationError", "; ".join(wrong))
@@ -949,10 +985,9 @@ class AzureServer:
     def _check(self, operation: str, told: str, reply: Any) -> None:
         if not told or reply is None:
             return
-        module = HISTORY if told == "RunDetails" else ARM
         items = reply["value"] if told.startswith("[") else [reply]
         for item in items:
-            wrong = problems(module, told.strip("[]"), item, sent=False)
+            wrong = problems(_module(told), told.strip("[]"), item, sent=False)
             if wrong:
                 self.ml.violations.append(f"{operation} answered: {'; '.join(wrong)}")
 
@@ -975,7 +1010,7 @@ class AzureServer:
         group = re.match(r"/subscriptions/([^/]+)/resourceGroups/([^/]+)/", path)
         if group and group[1] == SUBSCRIPTION and group[2] != GROUP:
             raise ApiError(404, "ResourceGroupNotFound", f"Resource group '{group[2]}' could not be found.")
-        if not path.startswith(WORKSPACE_ID):
+        if not path.startswith((WORKSPACE_ID, f"{SETTINGS}/")):
             name = path.partition("/workspaces/")[2].partition("/")[0]
             raise ApiError(
                 404,

@@ -1,4 +1,4 @@
-"""Requests and replies held against the models that azure-ai-ml ships: what Microsoft publishes of its own API."""
+"""Requests and replies held against the models of Microsoft's SDKs: what it publishes of its own API."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 
 ARM = "azure.ai.ml._restclient.arm_ml_service.models"
 HISTORY = "azure.ai.ml._restclient.runhistory.models"
+MONITOR = "azure.mgmt.monitor.models"
 _DURATION = re.compile(r"P(\d+D)?(T(?=\d)(\d+H)?(\d+M)?([\d.]+S)?)?")
 
 
@@ -21,18 +22,19 @@ def problems(module: str, name: str, value: Any, *, sent: bool) -> list[str]:
     """What is wrong with a value.
 
     Args:
-        module: ``ARM`` or ``HISTORY``.
+        module: ``ARM``, ``HISTORY`` or ``MONITOR``.
         name: The model's class.
         value: The JSON.
         sent: Whether it is a request, which must not say what only the service may.
     """
-    return _model(getattr(_models(module), name), value, name, sent)
+    check = _mapped if module == MONITOR else _model
+    return check(getattr(_models(module), name), value, name, sent)
 
 
 @cache
 def _models(module: str) -> Any:
     """The models alone: what the package imports beside them takes seconds, and warns."""
-    package = "azure.ai.ml"
+    package = ".".join(module.split(".")[:3])
     spec = importlib.util.find_spec(package)
     assert spec is not None
     bare = types.ModuleType(package)
@@ -160,3 +162,55 @@ def _union(parts: list[Any], value: Any, path: str, sent: bool) -> list[str]:
         known = {item.value for item in enums[0]}
         return [] if value in known else [f"{path}: {value!r} is none of {sorted(known)}"]
     return min((_value(part, value, path, sent) for part in parts), key=len, default=[])
+
+
+def _mapped(kind: Any, value: Any, path: str, sent: bool) -> list[str]:
+    """The same for a model of the older generator, which describes itself in tables; dots lead into what is nested."""
+    if not isinstance(value, dict):
+        return [f"{path}: {value!r} is no {kind.__name__}"]
+    places = {told["key"] for told in kind._attribute_map.values()}
+    inner = {place.partition(".")[0] for place in places if "." in place}
+    given = {key for key in value if key not in inner}
+    given |= {f"{key}.{name}" for key in inner for name in value.get(key) or ()}
+    found = [f"{path}: unknown field {key!r} of {kind.__name__}" for key in sorted(given - places)]
+    for attribute, told in kind._attribute_map.items():
+        item: Any = value
+        for key in told["key"].split("."):
+            item = (item or {}).get(key)
+        rule = kind._validation.get(attribute, {})
+        if item is None:
+            if rule.get("required"):
+                found.append(f"{path}: {told['key']!r} is required of {kind.__name__}")
+        elif sent and rule.get("readonly"):
+            found.append(f"{path}: {told['key']!r} of {kind.__name__} is not for a request")
+        else:
+            known = _enumerated(kind, attribute)
+            if known and item not in known:
+                found.append(f"{path}.{attribute}: {item!r} is none of {sorted(known)}")
+            found += _typed(told["type"], item, f"{path}.{attribute}", sent)
+    return found
+
+
+def _enumerated(kind: Any, attribute: str) -> set[str]:
+    """The values that a field may have; empty where any may be."""
+    hint = kind.__init__.__annotations__.get(attribute)
+    for part in typing.get_args(hint):
+        name = getattr(part, "__forward_arg__", "").removeprefix("_models.")
+        if members := getattr(getattr(_models(MONITOR), name, None), "__members__", None):
+            return {item.value for item in members.values()}
+    return set()
+
+
+def _typed(text: str, value: Any, path: str, sent: bool) -> list[str]:
+    plain = {"str": str, "int": int, "float": float, "bool": bool, "duration": datetime.timedelta}
+    if text in plain:
+        return _value(plain[text], value, path, sent)
+    if text.startswith("["):
+        if not isinstance(value, list):
+            return [f"{path}: {value!r} is no list"]
+        return [said for item in value for said in _typed(text[1:-1], item, path, sent)]
+    if text.startswith("{"):
+        if not isinstance(value, dict):
+            return [f"{path}: {value!r} is no mapping"]
+        return [said for item in value.values() for said in _typed(text[1:-1], item, path, sent)]
+    return _mapped(getattr(_models(MONITOR), text), value, path, sent)

@@ -50,17 +50,19 @@ from . import images
 from .serving import (
     ENDPOINT_TAG,
     SCRIPT,
+    autoscale_request,
     azure_name,
     check_name,
     deployment_name,
     deployment_request,
     endpoint_request,
     role_tag,
+    setting_name,
     steps,
     version_of,
     with_traffic,
 )
-from .session import AzureSession
+from .session import MONITOR_VERSION, AzureSession
 from .storage import Storage
 
 T = TypeVar("T")
@@ -298,6 +300,7 @@ class Hosting:
                 if before is None:
                     self._make_endpoint(name, options)
                 self._make_deployment(name, version, body)
+                self._scale(name, version, options)
                 self._try(name, version, document)
                 self._move(name, before, version, roles, weight, options, document)
             except BaseException:
@@ -351,6 +354,8 @@ class Hosting:
             for item in (listed or {}).get("value", ()):
                 self._session.call("DELETE", f"{where}/versions/{item['name']}", what=what, missing=True)
             self._session.call("DELETE", where, what=what, missing=True)
+        for version in self._versions(name):
+            self._unscale(name, str(version))
         self._storage.remove_below(self._place(name))
         self._forget(name)
 
@@ -360,7 +365,8 @@ class Hosting:
 
     @staticmethod
     def _runs(state: State, version: str) -> bool:
-        return state.live.get(version) == "Succeeded" or version == state.roles.get("champion")
+        running = _STATUS.get(state.live.get(version, "")) is EndpointStatus.HEALTHY
+        return running or version == state.roles.get("champion")
 
     # The steps of a deployment
 
@@ -455,6 +461,7 @@ class Hosting:
             version,
             labels,
             environment=environment_id.rpartition("/environments/")[2] if not environment.given else "",
+            scales=options.autoscaling is not None,
         )
         self._storage.write(
             self._place(name, version, "deployment.json"), json.dumps(document, indent=1).encode()
@@ -489,6 +496,33 @@ class Hosting:
     def _make_deployment(self, name: str, version: str, body: Mapping[str, Any]) -> None:
         path = f"{self._path(name)}/deployments/{deployment_name(version)}"
         self._change(path, body, f"Version {version} of endpoint {name!r} cannot be made", name, version)
+
+    def _scale(self, name: str, version: str, options: AzureEndpoint) -> None:
+        """Let a version have more machines under load, where that is wanted."""
+        if options.autoscaling is None:
+            return
+        setting = setting_name(self._azure(name), version)
+        deployment = f"{self._session.workspace_id}{self._path(name)}/deployments/{deployment_name(version)}"
+        body = autoscale_request(
+            name, options, options.autoscaling, setting, deployment, self._session.location
+        )
+        self._setting("PUT", setting, body, f"Autoscaling of endpoint {name!r} cannot be set up")
+
+    def _unscale(self, name: str, version: str) -> None:
+        """Remove the setting of a version; Azure does not when the deployment goes."""
+        if self._document(name, version).get("scales"):
+            what = f"Autoscaling of endpoint {name!r} cannot be ended"
+            self._setting("DELETE", setting_name(self._azure(name), version), None, what)
+
+    def _setting(self, method: str, setting: str, body: Mapping[str, Any] | None, what: str) -> None:
+        self._session.call(
+            method,
+            f"{self._session.scope}/providers/Microsoft.Insights/autoscaleSettings/{setting}",
+            body,
+            what=what,
+            query={"api-version": MONITOR_VERSION},
+            missing=method == "DELETE",
+        )
 
     def _change(
         self, path: str, body: Mapping[str, Any], what: str, name: str, version: str | None = None
@@ -638,6 +672,7 @@ class Hosting:
             self._session.call(
                 "DELETE", f"/{kind}/{self._azure(name)}/versions/{version}", what=what, missing=True
             )
+        self._unscale(name, version)
         # The number stays taken: Azure may remember what it was given under it.
         place = self._place(name, version)
         self._storage.remove_below(place, but=f"{place}/reserved")

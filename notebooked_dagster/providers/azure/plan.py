@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from notebooked_dagster.errors import CredentialsError, NotebookedError
@@ -19,10 +19,13 @@ from notebooked_dagster.providers.cloud.plan import (
 from notebooked_dagster.providers.cloud.provider import job_name
 
 from . import images, prices
-from .policy import CALLER_ACTIONS, caller_role, denied, identity_role
+from .policy import CALLER_ACTIONS, SCALING_ACTIONS, caller_role, denied, identity_role
+from .serving import machines as first_machines
 from .training import duration
 
 if TYPE_CHECKING:
+    from notebooked_dagster.config.azure import AzureEndpoint
+
     from .provider import AzureProvider
 
 _ML = "providers/Microsoft.MachineLearningServices"
@@ -56,7 +59,12 @@ def plan(provider: AzureProvider, experiment: Experiment, endpoint_name: str | N
     )
     scope = provider.session.scope
     policies = {
-        "caller": caller_role(scope, keys=options.endpoint.auth == "key", identity=provider.identity),
+        "caller": caller_role(
+            scope,
+            keys=options.endpoint.auth == "key",
+            autoscaling=options.endpoint.autoscaling is not None,
+            identity=provider.identity,
+        ),
         "identity of jobs and endpoints": identity_role(scope),
     }
     return Plan(
@@ -123,7 +131,7 @@ def _looked(
     environment: images.Environment,
     data: str | None,
     endpoint_name: str | None,
-    endpoint_options: Any,
+    endpoint_options: AzureEndpoint,
 ) -> Iterator[PlanItem]:
     session = provider.session
     try:
@@ -137,7 +145,7 @@ def _looked(
         return
     yield PlanItem("exists", f"The workspace {session.workspace_name!r} in {location}.")
     yield from _datastore(provider)
-    yield from _permissions(provider)
+    yield from _permissions(provider, SCALING_ACTIONS if endpoint_options.autoscaling else ())
     kind = properties["resources"].get("instanceType")
     if kind is None:
         yield from _cluster(provider, str(properties["computeId"]))
@@ -178,7 +186,7 @@ def _datastore(provider: AzureProvider) -> Iterator[PlanItem]:
         yield PlanItem("exists", f"The container {container!r} of the storage account {account!r}.")
 
 
-def _permissions(provider: AzureProvider) -> Iterator[PlanItem]:
+def _permissions(provider: AzureProvider, more: Iterable[str]) -> Iterator[PlanItem]:
     found = _ask(
         "The caller's permissions",
         lambda: provider.session.call(
@@ -192,7 +200,7 @@ def _permissions(provider: AzureProvider) -> Iterator[PlanItem]:
         yield PlanItem("unknown", found.text, "`notebooked plan --policy` prints what it needs.")
         return
     # What may be done with blobs is said of the storage account, and was tried there.
-    missing = denied(found.get("value", ()), CALLER_ACTIONS, ())
+    missing = denied(found.get("value", ()), [*CALLER_ACTIONS, *more], ())
     if missing:
         yield PlanItem(
             "missing",
@@ -293,11 +301,17 @@ def _data(provider: AzureProvider, data: str) -> Iterator[PlanItem]:
     yield data_item(data, lambda: provider.storage.holds(data))
 
 
-def _endpoint(provider: AzureProvider, name: str, options: Any) -> Iterator[PlanItem]:
+def _endpoint(provider: AzureProvider, name: str, options: AzureEndpoint) -> Iterator[PlanItem]:
     item = endpoint_item(provider, name)
     yield item
+    if (scaling := options.autoscaling) is not None:
+        yield PlanItem(
+            "new",
+            f"A setting of Azure Monitor would let the version have {scaling.min} to {scaling.max} x "
+            f"{options.instance_type}, by its CPU ({scaling.cpu_target} %).",
+        )
     if item.state == "exists":
-        machines = f"{options.instance_count} x {options.instance_type}"
+        machines = f"{first_machines(options)} x {options.instance_type}"
         if options.standby:
             yield PlanItem(
                 "new",

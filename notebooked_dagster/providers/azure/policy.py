@@ -48,19 +48,25 @@ CALLER_ACTIONS = (
     f"{_ML}/workspaces/onlineEndpoints/deployments/delete",
     f"{_ML}/workspaces/onlineEndpoints/deployments/getLogs/action",
 )
+# Settings of Azure Monitor lie beside the workspace, in its resource group.
+SCALING_ACTIONS = (
+    "Microsoft.Insights/autoscaleSettings/write",
+    "Microsoft.Insights/autoscaleSettings/delete",
+)
 KEYS_ACTION = f"{_ML}/workspaces/onlineEndpoints/listKeys/action"
 CALLER_DATA_ACTIONS = (f"{_BLOBS}/read", f"{_BLOBS}/write", f"{_BLOBS}/delete")
 
 
-def caller_role(scope: str, *, keys: bool, identity: str | None) -> dict[str, Any]:
+def caller_role(scope: str, *, keys: bool, autoscaling: bool, identity: str | None) -> dict[str, Any]:
     """What the identity needs that runs Dagster.
 
     Args:
         scope: The resource group's id.
         keys: Whether endpoints are asked with their keys.
+        autoscaling: Whether versions scale.
         identity: The user-assigned identity that is handed over; None for none.
     """
-    more = [KEYS_ACTION] if keys else []
+    more = [*([KEYS_ACTION] if keys else ()), *(SCALING_ACTIONS if autoscaling else ())]
     if identity is not None:
         more.append("Microsoft.ManagedIdentity/userAssignedIdentities/assign/action")
     return _role(

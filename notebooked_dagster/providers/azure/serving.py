@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from notebooked_dagster.config.azure import AzureEndpoint
+from notebooked_dagster.config.azure import Autoscaling, AzureEndpoint
 from notebooked_dagster.errors import ConfigError
 from notebooked_dagster.providers.cloud.serving import ROLES
 
@@ -98,6 +98,78 @@ def role_tag(role: str) -> str:
     return f"notebooked-{role}"
 
 
+def setting_name(endpoint: str, version: str) -> str:
+    """The name of a version's autoscale setting, which is the only one of its resource group.
+
+    Args:
+        endpoint: The endpoint's name at Azure.
+        version: The version.
+    """
+    return f"{endpoint}-{deployment_name(version)}"
+
+
+def machines(options: AzureEndpoint) -> int:
+    """How many machines a version begins with."""
+    scaling = options.autoscaling
+    if scaling is None:
+        return options.instance_count
+    return min(max(options.instance_count, scaling.min), scaling.max)
+
+
+def autoscale_request(
+    endpoint: str, options: AzureEndpoint, scaling: Autoscaling, name: str, deployment: str, location: str
+) -> dict[str, Any]:
+    """The body of the autoscale setting of a deployment (``Microsoft.Insights/autoscaleSettings``, version 2022-10-01).
+
+    Args:
+        endpoint: As the user calls it.
+        options: How it serves.
+        scaling: How many machines there may be.
+        name: Of the setting.
+        deployment: The deployment's id.
+        location: The workspace's region.
+    """
+
+    def rule(operator: str, threshold: float, direction: str) -> dict[str, Any]:
+        return {
+            "metricTrigger": {
+                "metricName": "CpuUtilizationPercentage",
+                "metricResourceUri": deployment,
+                "timeGrain": "PT1M",
+                "statistic": "Average",
+                "timeWindow": "PT5M",
+                "timeAggregation": "Average",
+                "operator": operator,
+                "threshold": threshold,
+            },
+            "scaleAction": {"direction": direction, "type": "ChangeCount", "value": "1", "cooldown": "PT5M"},
+        }
+
+    return {
+        "location": location,
+        "tags": {ENDPOINT_TAG: endpoint, **options.tags},
+        "properties": {
+            "name": name,
+            "enabled": True,
+            "targetResourceUri": deployment,
+            "profiles": [
+                {
+                    "name": "cpu",
+                    "capacity": {
+                        "minimum": str(scaling.min),
+                        "maximum": str(scaling.max),
+                        "default": str(machines(options)),
+                    },
+                    "rules": [
+                        rule("GreaterThan", scaling.cpu_target, "Increase"),
+                        rule("LessThan", scaling.cpu_target / 2, "Decrease"),
+                    ],
+                }
+            ],
+        },
+    }
+
+
 def deployment_request(
     options: AzureEndpoint,
     location: str,
@@ -126,7 +198,7 @@ def deployment_request(
     }
     return {
         "location": location,
-        "sku": {"name": "Default", "capacity": options.instance_count},
+        "sku": {"name": "Default", "capacity": machines(options)},
         "tags": dict(options.tags),
         "properties": {
             "endpointComputeType": "Managed",

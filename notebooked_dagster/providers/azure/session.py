@@ -26,6 +26,7 @@ from notebooked_dagster.errors import (
 from notebooked_dagster.providers.cloud.waiting import OutOfReachError
 
 API_VERSION = "2025-12-01"
+MONITOR_VERSION = "2022-10-01"
 MANAGEMENT = "https://management.azure.com"
 SCORING_SCOPE = "https://ml.azure.com/.default"
 _PROVIDER = "providers/Microsoft.MachineLearningServices"
@@ -295,6 +296,12 @@ def from_http_error(what: str, error: Any) -> NotebookedError:
     status = int(error.status_code or 0)
     text = f"{what}: {message.rstrip('.')}."
     details = {"code": code, "status": status}
+    if code == "MissingSubscriptionRegistration":
+        return ConfigError(
+            text,
+            hint="Register the resource provider: `az provider register --namespace …`.",
+            details=details,
+        )
     if status == 401:
         return CredentialsError(
             text, hint="The credentials have expired, or are of another tenant: `az login`.", details=details

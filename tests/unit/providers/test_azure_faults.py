@@ -682,6 +682,38 @@ def test_what_two_deployments_leave_is_one_version_for_a_rollback(
         provider.rollback("live")
 
 
+def test_a_version_scales_from_its_first_day_to_its_last(
+    azure: AzureServer, provider: AzureProvider, experiment: Experiment, served: str
+) -> None:
+    scaling = {"min": 2, "max": 5, "cpu_target": 60}
+    scaled = dataclasses.replace(experiment, options={"endpoint": {"autoscaling": scaling, "standby": False}})
+    for version in ("2", "3"):
+        provider.deploy(scaled, served, "live")
+        # The setting of the version before went with it.
+        ((name, setting),) = azure.ml.settings.items()
+        assert name == f"{LIVE}-version-{version}"
+        (profile,) = setting["properties"]["profiles"]
+        assert profile["capacity"] == {"minimum": "2", "maximum": "5", "default": "2"}
+        assert [rule["metricTrigger"]["threshold"] for rule in profile["rules"]] == [60, 30]
+        deployment = azure.ml.endpoints[LIVE].deployments[f"version-{version}"]
+        assert deployment.body["sku"]["capacity"] == 2
+        assert setting["properties"]["targetResourceUri"].endswith(f"/{LIVE}/deployments/version-{version}")
+    provider.delete_endpoint("live")
+    assert azure.ml.settings == {}
+
+
+def test_a_version_that_may_not_scale_does_not_serve(
+    azure: AzureServer, provider: AzureProvider, experiment: Experiment, served: str
+) -> None:
+    scaled = dataclasses.replace(experiment, options={"endpoint": {"autoscaling": {"max": 2}}})
+    azure.ml.fail("AutoscaleSettings_CreateOrUpdate", "denied")
+    azure.ml.fail("AutoscaleSettings_Delete", "denied")
+    with pytest.raises(CredentialsError, match="Autoscaling"):
+        provider.deploy(scaled, served, "live")
+    assert list(azure.ml.endpoints[LIVE].deployments) == ["version-1"]
+    assert provider.predict("live", ROWS) == {"predictions": [3.0]}
+
+
 def test_traffic_moves_in_the_steps_of_the_options(
     azure: AzureServer,
     provider: AzureProvider,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from notebooked_dagster.providers.azure import AzureProvider
-from notebooked_dagster.providers.azure.policy import CALLER_ACTIONS, denied
+from notebooked_dagster.providers.azure.policy import CALLER_ACTIONS, SCALING_ACTIONS, denied
 from notebooked_dagster.providers.base import Experiment, Plan
 from tests.clouds.azure import CONTAINER, WORKSPACE, AzureServer
 from tests.clouds.azure_kit import azure_provider, azure_server
@@ -29,6 +29,8 @@ READ_ONLY = {
 # What each operation takes, by Azure's list of resource provider operations.
 ACTIONS = {
     "Compute_Get": "workspaces/computes/read",
+    "AutoscaleSettings_CreateOrUpdate": "autoscaleSettings/write",
+    "AutoscaleSettings_Delete": "autoscaleSettings/delete",
     "CodeVersions_CreateOrUpdate": "workspaces/codes/versions/write",
     "Containers_Delete": "workspaces/models/delete workspaces/codes/delete",
     "Datastores_Get": "workspaces/datastores/read",
@@ -215,8 +217,9 @@ def test_the_role_names_exactly_what_the_provider_asks_for(
     )
     provider.list_jobs()
     assert job.model_uri is not None
+    scaled = dataclasses.replace(experiment, options={"endpoint": {"autoscaling": {"max": 2}}})
     for _ in range(3):
-        provider.deploy(experiment, job.model_uri, "live")
+        provider.deploy(scaled, job.model_uri, "live")
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "inference.py").write_text("raise OSError('no weights')\n")
@@ -228,11 +231,24 @@ def test_the_role_names_exactly_what_the_provider_asks_for(
     azure_provider(tmp_path / "other", azure, compute="cpu-cluster").plan(experiment)
     provider.delete_endpoint("live")
     needed = {
-        f"Microsoft.MachineLearningServices/{name}"
+        f"Microsoft.{'Insights' if call.startswith('Autoscale') else 'MachineLearningServices'}/{name}"
         for call in set(azure.ml.calls)
         for name in ACTIONS[call].split()
     }
-    assert needed | {"Microsoft.Authorization/permissions/read"} == set(CALLER_ACTIONS)
+    allowed = {*CALLER_ACTIONS, *SCALING_ACTIONS}
+    assert needed | {"Microsoft.Authorization/permissions/read"} == allowed
+
+
+def test_autoscaling_is_told_with_what_it_takes(
+    azure: AzureServer, provider: AzureProvider, experiment: Experiment
+) -> None:
+    assert "Microsoft.Insights" not in json.dumps(provider.plan(experiment).policies)
+    azure.ml.actions = list(CALLER_ACTIONS)
+    scaled = dataclasses.replace(experiment, options={"endpoint": {"autoscaling": {"max": 3}}})
+    plan = provider.plan(scaled, "live")
+    assert "1 to 3 x Standard_DS3_v2, by its CPU (70 %)" in texts(plan, "new")
+    assert "may not: Microsoft.Insights/autoscaleSettings/write" in texts(plan, "missing")
+    assert set(SCALING_ACTIONS) <= set(plan.policies["caller"]["Actions"])
 
 
 def test_the_roles_are_of_one_resource_group(
