@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -146,6 +146,7 @@ class KubernetesTraining(Machine):
         backoff: How often training is begun again where its pod was taken away (evicted, its node drained or lost). A script that fails is not tried again.
         ttl: Seconds that a job which has ended stays in the cluster; for ever where null.
         grace: Seconds between SIGTERM and SIGKILL; what is left of them after the script's half is for saving the log.
+        operator: `kubeflow` makes a PyTorchJob, which Kubeflow's training operator runs, instead of a Job.
     """
 
     max_runtime: int = Field(default=86400, ge=1)
@@ -153,6 +154,15 @@ class KubernetesTraining(Machine):
     backoff: int = Field(default=0, ge=0, le=100)
     ttl: int | None = Field(default=604800, ge=60)
     grace: int = Field(default=30, ge=2, le=3600)
+    operator: Literal["kubeflow"] | None = None
+
+    @model_validator(mode="after")
+    def _begun_again(self) -> KubernetesTraining:
+        if self.operator is not None and self.backoff:
+            raise ValueError(
+                "Kubeflow begins pods again by exit codes, not by what took them away; remove `backoff`"
+            )
+        return self
 
 
 class Autoscaling(Strict):

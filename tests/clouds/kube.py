@@ -3,7 +3,7 @@
 Every object that is sent or answered is held against the published schemas. Jobs make pods by the rules of batch/v1, pods run
 their container's command as a subprocess, Deployments keep their pods running, Services lead to those that are ready, and
 what is owned goes with its owner. Things go wrong as told (``fail``, ``evict``, ``run_out_of_memory``, …) in the words that
-kubelets and controllers use.
+kubelets and controllers use. Kubeflow's training operator (as release 1.9 behaves) is there where ``kubeflow`` says so.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ NAMESPACE, ACCOUNT, TOKEN = "ml", "trainer", "a-token-of-the-tests"
 KINDS = {
     "jobs": ("/apis/batch/v1", "batch/v1", "Job"),
     "deployments": ("/apis/apps/v1", "apps/v1", "Deployment"),
+    "pytorchjobs": ("/apis/kubeflow.org/v1", "kubeflow.org/v1", "PyTorchJob"),
     "pods": ("/api/v1", "v1", "Pod"),
     "services": ("/api/v1", "v1", "Service"),
     "events": ("/api/v1", "v1", "Event"),
@@ -57,6 +58,7 @@ _VERBS = {
     "PUT": "update",
     "DELETE": "delete",
 }
+_REPLICA = "training.kubeflow.org/replica"
 _REFERENCE = re.compile(r"\$\$|\$\(([-._a-zA-Z0-9]+)\)")
 Thing = dict[str, Any]
 
@@ -131,6 +133,7 @@ class Cluster:
         self.node: dict[str, Any] = {"cpu": 16.0, "labels": {"node.kubernetes.io/instance-type": "m5.large"}}
         self.violations: list[str] = []
         self.most_grace = 3.0
+        self.kubeflow = False
         self._version = 100
         self._closed = threading.Event()
         self.add("serviceaccounts", {"metadata": {"name": ACCOUNT}})
@@ -257,12 +260,14 @@ class Cluster:
             with self.lock:
                 for job in list(self.things["jobs"].values()):
                     self._job(job)
+                for job in list(self.things["pytorchjobs"].values()):
+                    self._pytorch_job(job)
                 for deployment in list(self.things["deployments"].values()):
                     self._deployment(deployment)
                 self._collect()
 
     def _collect(self) -> None:
-        for kind in ("jobs", "deployments"):
+        for kind in ("jobs", "pytorchjobs", "deployments"):
             for name, thing in list(self.things[kind].items()):
                 if thing["metadata"].get("deletionTimestamp") and not self.owned(thing):
                     del self.things[kind][name]
@@ -327,9 +332,115 @@ class Cluster:
         base = f"{name}-{index}" if indexed else name
         self._make_pod(job, base, labels, annotations)
 
-    def _make_pod(self, owner: Thing, base: str, labels: dict[str, str], annotations: dict[str, str]) -> None:
-        template = owner["spec"]["template"]
-        name = f"{base}-{uuid.uuid4().hex[:5]}"
+    # Kubeflow's training operator
+
+    def _pytorch_job(self, job: Thing) -> None:
+        meta, spec, status = job["metadata"], job["spec"], job.setdefault("status", {})
+        if meta.get("deletionTimestamp"):
+            return
+        pods, name = self.owned(job), meta["name"]
+        alive = [pod for pod in pods if pod["status"].get("phase") in ("Pending", "Running")]
+        if _holds(job, "Succeeded") or _holds(job, "Failed"):
+            for pod in alive if spec["runPolicy"].get("cleanPodPolicy") == "Running" else ():
+                self._end_pod(pod, "deleted")
+            return
+        if not status:
+            self._tell(job, "Created", f"PyTorchJob {name} is created.")
+            self.status(job, startTime=now(), replicaStatuses={})
+        limit = spec["runPolicy"].get("activeDeadlineSeconds")
+        if limit and _age(status["startTime"]) > limit:
+            for pod in pods:
+                self._end_pod(pod, "deleted")
+            self._tell(
+                job,
+                "Failed",
+                f"Job {name} has failed because it was active longer than specified deadline",
+            )
+            return
+        replicas = spec["pytorchReplicaSpecs"]
+        world = sum(item.get("replicas", 1) for item in replicas.values())
+        counts = {}
+        for role, item in replicas.items():
+            mine = [pod for pod in pods if pod["metadata"]["labels"][f"{_REPLICA}-type"] == role.lower()]
+            known = {pod["metadata"]["labels"][f"{_REPLICA}-index"] for pod in mine}
+            for index in range(item.get("replicas", 1)):
+                if str(index) not in known:
+                    self._make_replica(job, role, index, world)
+            phases = [pod["status"].get("phase") for pod in mine]
+            counts[role] = {
+                "active": phases.count("Running"),
+                "succeeded": phases.count("Succeeded"),
+                "failed": phases.count("Failed"),
+            }
+        self.status(job, replicaStatuses=counts)
+        if counts["Master"]["succeeded"]:
+            self._tell(job, "Succeeded", f"PyTorchJob {name} is successfully completed.")
+        elif failed := next((role for role, found in counts.items() if found["failed"]), None):
+            number = counts[failed]["failed"]
+            self._tell(
+                job, "Failed", f"PyTorchJob {name} is failed because {number} {failed} replica(s) failed."
+            )
+        elif counts["Master"]["active"] and not _holds(job, "Running"):
+            self._tell(job, "Running", f"PyTorchJob {name} is running.")
+
+    def _tell(self, job: Thing, kind: str, message: str) -> None:
+        """A condition of a PyTorchJob: what has ended does not run any more."""
+        before = job["status"].get("conditions", ())
+        told = {
+            **_condition(kind),
+            "lastUpdateTime": now(),
+            "reason": f"PyTorchJob{kind}",
+            "message": message,
+        }
+        if kind in ("Succeeded", "Failed"):
+            before = [{**item, "status": "False"} if item["type"] == "Running" else item for item in before]
+            self.status(job, completionTime=now())
+        self.status(job, conditions=[*before, told])
+
+    def _make_replica(self, job: Thing, role: str, index: int, world: int) -> None:
+        """A pod with a name of its own, by which the others find it, and with what torch.distributed begins from."""
+        name = job["metadata"]["name"]
+        replica = json.loads(json.dumps(job["spec"]["pytorchReplicaSpecs"][role]))
+        template = replica["template"]
+        template["spec"]["restartPolicy"] = replica.get("restartPolicy", "OnFailure")
+        (inner,) = template["spec"]["containers"]
+        inner.setdefault("ports", []).append({"name": "pytorchjob-port", "containerPort": 23456})
+        rank = index + 1 if role == "Worker" else 0
+        told = {
+            "PYTHONUNBUFFERED": "1",
+            "MASTER_PORT": "23456",
+            "PET_MASTER_PORT": "23456",
+            "MASTER_ADDR": f"{name}-master-0",
+            "PET_MASTER_ADDR": f"{name}-master-0",
+            "WORLD_SIZE": str(world),
+            "RANK": str(rank),
+            "PET_NODE_RANK": str(rank),
+            "PET_NPROC_PER_NODE": "auto",
+            "PET_NNODES": str(world),
+        }
+        inner["env"] += [{"name": key, "value": value} for key, value in told.items()]
+        labels = {
+            "training.kubeflow.org/job-name": name,
+            "training.kubeflow.org/operator-name": "pytorchjob-controller",
+            f"{_REPLICA}-type": role.lower(),
+            f"{_REPLICA}-index": str(index),
+            **({"training.kubeflow.org/job-role": "master"} if role == "Master" else {}),
+        }
+        self._make_pod(job, f"{name}-{role.lower()}-{index}", labels, {}, template)
+
+    # What controllers have in common
+
+    def _make_pod(
+        self,
+        owner: Thing,
+        base: str,
+        labels: dict[str, str],
+        annotations: dict[str, str],
+        template: Thing | None = None,
+    ) -> None:
+        """A pod of an owner's template, with a name of its own; or of another template, with just that name."""
+        name = f"{base}-{uuid.uuid4().hex[:5]}" if template is None else base
+        template = owner["spec"]["template"] if template is None else template
         account = template["spec"].get("serviceAccountName", "default")
         refused = self._no_room(template, name)
         if account not in ("default", *self.things["serviceaccounts"]):
@@ -338,7 +449,8 @@ class Cluster:
                 f'serviceaccount "{account}" not found'
             )
         if refused:
-            self.event(owner, "FailedCreate", f"Error creating: {refused.replace(name, base)}")
+            reason = "FailedCreatePod" if owner["kind"] == "PyTorchJob" else "FailedCreate"
+            self.event(owner, reason, f"Error creating: {refused.replace(name, base)}")
             return
         reference = {key: owner[key] for key in ("apiVersion", "kind")}
         reference |= {key: owner["metadata"][key] for key in ("name", "uid")}
@@ -612,6 +724,12 @@ def _is_ready(pod: Thing) -> bool:
     return not gone and any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
 
 
+def _holds(thing: Thing, kind: str) -> bool:
+    """Whether a condition is true."""
+    conditions = thing.get("status", {}).get("conditions", ())
+    return any((item["type"], item["status"]) == (kind, "True") for item in conditions)
+
+
 def _index(pod: Thing) -> int:
     return int(pod["metadata"]["annotations"].get("batch.kubernetes.io/job-completion-index", 0))
 
@@ -814,6 +932,14 @@ class KubeServer:
             return _json({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
         if path == "/version":
             return _json({"major": "1", "minor": "31", "gitVersion": "v1.31.0"})
+        group = KINDS["pytorchjobs"][0]
+        if path.startswith(group) and not self.cluster.kubeflow:
+            return Reply(404, b"404 page not found\n", "text/plain")
+        if path == group:
+            verbs = ["create", "delete", "get", "list", "patch", "update", "watch"]
+            known = {"name": "pytorchjobs", "kind": "PyTorchJob", "namespaced": True, "verbs": verbs}
+            known |= {"singularName": "pytorchjob"}
+            return _json({"kind": "APIResourceList", "groupVersion": "kubeflow.org/v1", "resources": [known]})
         if match is None or match["kind"] not in KINDS or KINDS[match["kind"]][0] != match["prefix"]:
             raise ApiError(404, "NotFound", "the server could not find the requested resource")
         if match["namespace"] != NAMESPACE:

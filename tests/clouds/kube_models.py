@@ -1,4 +1,8 @@
-"""Kubernetes' published OpenAPI schemas, which every object that is sent or answered is held against; nothing unknown may be in one."""
+"""Kubernetes' published OpenAPI schemas, which every object that is sent or answered is held against; nothing unknown may be in one.
+
+PyTorchJobs are held against the fields of their CustomResourceDefinition (training operator 1.9) and what its webhook asks
+for, and their pods' templates against Kubernetes' own schemas.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,88 @@ from referencing import Registry, Resource
 VERSIONS = ("1.31.0", f"{latest_version()}")
 
 
+_TEXT, _WHOLE, _TIME = {"type": "string"}, {"type": "integer"}, {"type": "string", "format": "date-time"}
+
+
+def _object(required: tuple[str, ...] = (), /, **properties: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(required),
+        "additionalProperties": False,
+    }
+
+
+PYTORCH_JOB = _object(
+    ("apiVersion", "kind", "metadata", "spec"),
+    apiVersion={"const": "kubeflow.org/v1"},
+    kind={"const": "PyTorchJob"},
+    metadata={
+        "type": "object",
+        "properties": {"name": {"pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$", "maxLength": 63}},
+    },
+    spec=_object(
+        ("pytorchReplicaSpecs",),
+        elasticPolicy={"type": "object"},
+        nprocPerNode=_TEXT,
+        pytorchReplicaSpecs=_object(
+            Master=_object(
+                ("template",), replicas={"const": 1}, restartPolicy=_TEXT, template={"type": "object"}
+            ),
+            Worker=_object(("template",), replicas=_WHOLE, restartPolicy=_TEXT, template={"type": "object"}),
+        ),
+        runPolicy=_object(
+            activeDeadlineSeconds=_WHOLE,
+            backoffLimit=_WHOLE,
+            cleanPodPolicy={"enum": ["", "All", "Running", "None"]},
+            managedBy=_TEXT,
+            schedulingPolicy={"type": "object"},
+            suspend={"type": "boolean"},
+            ttlSecondsAfterFinished=_WHOLE,
+        ),
+    ),
+    status=_object(
+        completionTime=_TIME,
+        conditions={
+            "type": "array",
+            "items": _object(
+                ("status", "type"),
+                lastTransitionTime=_TIME,
+                lastUpdateTime=_TIME,
+                message=_TEXT,
+                reason=_TEXT,
+                status=_TEXT,
+                type=_TEXT,
+            ),
+        },
+        lastReconcileTime=_TIME,
+        replicaStatuses={
+            "type": "object",
+            "additionalProperties": _object(
+                active=_WHOLE,
+                failed=_WHOLE,
+                labelSelector={"type": "object"},
+                selector=_TEXT,
+                succeeded=_WHOLE,
+            ),
+        },
+        startTime=_TIME,
+    ),
+)
+
+
 def problems(thing: dict[str, Any]) -> list[str]:
     """What is wrong with an object by the schemas; empty where nothing is."""
     found = []
+    if thing["kind"] == "PyTorchJob":
+        for error in jsonschema.validators.Draft202012Validator(PYTORCH_JOB).iter_errors(thing):
+            found.append(f"PyTorchJob: {'.'.join(map(str, error.path))}: {error.message[:300]}")
+        for role, item in thing["spec"]["pytorchReplicaSpecs"].items():
+            pod = {"apiVersion": "v1", "kind": "Pod", **item["template"]}
+            found += [f"{role}: {said}" for said in problems(pod)]
+            if "pytorch" not in [inner["name"] for inner in item["template"]["spec"]["containers"]]:
+                found.append(f"{role}: must have at least one container with name pytorch")
+        return found
     for version in VERSIONS:
         for error in _validator(version, thing["apiVersion"], thing["kind"]).iter_errors(thing):
             found.append(

@@ -164,6 +164,9 @@ def now() -> str:
 def hosts() -> "tuple[list[str], int]":
     """The addresses of all pods of the job, the first being the chief, and this one's index."""
     count, job = int(os.environ.get("NOTEBOOKED_PODS", "1")), os.environ["NOTEBOOKED_JOB"]
+    if "NOTEBOOKED_OPERATOR" in os.environ:
+        workers = [f"{job}-worker-{number}" for number in range(count - 1)]
+        return [f"{job}-master-0", *workers], int(os.environ["RANK"])
     index = int(os.environ.get("JOB_COMPLETION_INDEX", "0"))
     return [f"{job}-{number}.{job}" for number in range(count)], index
 
@@ -189,7 +192,7 @@ def train() -> None:
         SM_HOSTS=json.dumps(names),
         SM_CURRENT_HOST=names[index],
     )
-    if len(names) > 1:
+    if len(names) > 1 and "NOTEBOOKED_OPERATOR" not in os.environ:
         # What torch.distributed and its like begin from (`env://`).
         environment.update(MASTER_ADDR=names[0], WORLD_SIZE=str(len(names)), RANK=str(index))
         environment.setdefault("MASTER_PORT", "29500")

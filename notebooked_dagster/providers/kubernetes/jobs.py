@@ -8,19 +8,22 @@ store: how the script ended (written by the pod as its last act), and the verdic
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
+from notebooked_dagster.errors import ConfigError
 from notebooked_dagster.providers.base import JobStatus
 from notebooked_dagster.providers.cloud.provider import SAID, Remote
 
 from .pods import OURS, Trouble, condition, moment, oldest_first, refused, trouble
 from .session import KubeError, KubeSession, translated
 from .storage import ObjectStore
-from .training import JOB, START_TIMEOUT, environment_of, meeting_point, remote_of
+from .training import JOB, START_TIMEOUT, environment_of, meeting_point, remote_of, succeeded, templates
 
+T = TypeVar("T")
 _DELETED = "its Job was deleted while it ran."
 
 
@@ -41,7 +44,7 @@ class Jobs:
     def find(self, name: str) -> Remote | None:
         """A job as it is now; None where there is none. One whose pod cannot start for too long is given up."""
         with translated(f"Training job {name!r} cannot be looked at"):
-            job = self._session.get("jobs", name)
+            job = self._job(name)
             if job is None:
                 return self._gone(name)
             pods = self.pods(name)
@@ -62,8 +65,10 @@ class Jobs:
         """All jobs of ours, newest first; as many calls for a thousand as for one."""
         with translated("Training jobs cannot be listed"):
             jobs = self._session.list("jobs", f"{OURS},{JOB}")
+            if self._has_kubeflow:
+                jobs += self._kubeflow(lambda: self._session.list("pytorchjobs", f"{OURS},{JOB}")) or []
             # Of those that ended well the Job says all there is to say.
-            several = any(not condition(job, "Complete") for job in jobs)
+            several = any(not succeeded(job) for job in jobs)
             pods = self._session.list("pods", f"{OURS},{JOB}") if several else []
         mine: dict[str, list[Any]] = {}
         for pod in pods:
@@ -75,6 +80,27 @@ class Jobs:
             remote = remote_of(job, mine.get(name, []), self.model(name))
             found[name] = _not_yet(remote) if job["metadata"].get("deletionTimestamp") else remote
         return found
+
+    def _job(self, name: str) -> dict[str, Any] | None:
+        """A Job, or a PyTorchJob: whoever looks need not know which was asked for."""
+        found = self._session.get("jobs", name)
+        if found is None and self._has_kubeflow:
+            return self._kubeflow(lambda: self._session.get("pytorchjobs", name))
+        return found
+
+    @cached_property
+    def _has_kubeflow(self) -> bool:
+        return bool(self._kubeflow(lambda: self._session.serves("pytorchjobs")))
+
+    @staticmethod
+    def _kubeflow(call: Callable[[], T]) -> T | None:
+        """What Kubeflow has; nothing where the Role was made for experiments that do not use it."""
+        try:
+            return call()
+        except KubeError as error:
+            if error.code == 403:
+                return None
+            raise
 
     def pods(self, name: str) -> list[Mapping[str, Any]]:
         """The pods of a job, the oldest first."""
@@ -88,7 +114,7 @@ class Jobs:
         since = moment((pod or job)["metadata"].get("creationTimestamp")) or datetime.now(UTC)
         if pod is not None:
             return trouble(pod), since
-        fields = f"involvedObject.kind=Job,involvedObject.name={job['metadata']['name']}"
+        fields = f"involvedObject.kind={job['kind']},involvedObject.name={job['metadata']['name']}"
         try:
             return refused(self._session.list("events", fields=fields)), since
         except KubeError as error:
@@ -100,10 +126,15 @@ class Jobs:
     # Submitting and ending
 
     def submit(self, manifest: Mapping[str, Any]) -> None:
-        """Make a Job; one of its name that is there already is left alone."""
+        """Make a Job; one of its name that is there already is left alone. Raises ConfigError."""
         with translated("The training job cannot be started"):
-            made = self._session.create("jobs", manifest)
-            if "subdomain" in manifest["spec"]["template"]["spec"]:
+            kind = _kind(manifest)
+            if kind == "pytorchjobs" and not self._session.serves(kind):
+                raise no_kubeflow()
+            # A look before Kubeflow was there is none any more.
+            self.__dict__.pop("_has_kubeflow", None)
+            made = self._session.create(kind, manifest)
+            if "subdomain" in templates(manifest)[0]["spec"]:
                 made = made or self._session.get("jobs", manifest["metadata"]["name"])
                 if made is not None:
                     self._session.create("services", meeting_point(made))
@@ -111,8 +142,8 @@ class Jobs:
     def cancel(self, name: str) -> None:
         """Delete a job that has not ended; that it was cancelled is written down first."""
         with translated(f"Training job {name!r} cannot be stopped"):
-            job = self._session.get("jobs", name)
-            if job is None or condition(job, "Complete") or condition(job, "Failed"):
+            job = self._job(name)
+            if job is None or succeeded(job) or condition(job, "Failed"):
                 return
             self._delete(name, job, {"status": JobStatus.CANCELLED.value})
 
@@ -138,7 +169,7 @@ class Jobs:
         }
         self._store.write(self._place(name, "verdict.json"), json.dumps(document).encode())
         # The Job stays until its pods are gone: a job that is not there any more does not run any more.
-        self._session.delete("jobs", name, propagation="Foreground", uid=job["metadata"]["uid"])
+        self._session.delete(_kind(job), name, propagation="Foreground", uid=job["metadata"]["uid"])
 
     # What is left
 
@@ -178,6 +209,19 @@ class Jobs:
             model_uri=self.model(name),
             environment=document.get("environment") or {},
         )
+
+
+def no_kubeflow() -> ConfigError:
+    """That the cluster does not know PyTorchJobs."""
+    return ConfigError(
+        "Kubeflow's training operator is not installed in this cluster: no kubeflow.org/v1 PyTorchJob.",
+        key="options.training.operator",
+        hint="Leave options.training.operator out: a Job needs no operator. Kubeflow Trainer 2 alone does not have PyTorchJobs.",
+    )
+
+
+def _kind(job: Mapping[str, Any]) -> str:
+    return "pytorchjobs" if job["kind"] == "PyTorchJob" else "jobs"
 
 
 def _not_yet(remote: Remote) -> Remote:

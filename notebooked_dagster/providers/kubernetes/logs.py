@@ -9,20 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .pods import CONTAINER
+from .pods import container_of
 from .session import KubeError, KubeSession
 
 
-def pod_lines(session: KubeSession, pod: str, cursor: Sequence[Any] | None) -> tuple[list[str], list[Any]]:
+def pod_lines(
+    session: KubeSession, pod: Mapping[str, Any], cursor: Sequence[Any] | None
+) -> tuple[list[str], list[Any]]:
     """The lines of a pod since a cursor (None for the first), and the cursor after them.
 
     The cursor is the time of the last line, and how many lines of that very time were read.
     """
     time, seen = cursor or ("", 0)
-    query: dict[str, Any] = {"container": CONTAINER, "timestamps": "true"}
+    query: dict[str, Any] = {"container": container_of(pod), "timestamps": "true"}
     if time:
         query["sinceTime"] = f"{time.partition('.')[0].rstrip('Z')}Z"
-    text = read(session, pod, query)
+    text = read(session, pod["metadata"]["name"], query)
     lines: list[str] = []
     # What has no newline yet is not a whole line yet.
     whole = text[: text.rfind("\n") + 1]

@@ -22,8 +22,10 @@ from notebooked_dagster.providers.cloud.plan import (
 )
 from notebooked_dagster.providers.cloud.provider import job_name
 
-from .policy import RULES, account_policy, caller_policy, store_policy
+from .jobs import no_kubeflow
+from .policy import KUBEFLOW_RULES, RULES, account_policy, caller_policy, store_policy
 from .session import translated
+from .training import pods_of, templates
 
 if TYPE_CHECKING:
     from .provider import KubernetesProvider
@@ -42,9 +44,11 @@ def plan(provider: KubernetesProvider, experiment: Experiment, endpoint_name: st
     data = data_location(experiment)
     environment = {**experiment.environment, "NOTEBOOKED_EXPERIMENT": experiment.name}
     request = provider.request(job_id, spec, environment, sent_data(provider.storage, data))
-    inner = request["spec"]["template"]["spec"]["containers"][0]
+    pod = templates(request)[0]["spec"]
+    inner = pod["containers"][0]
     limits = inner["resources"]["limits"]
     facts: dict[str, str | float] = {
+        "object": f"{request['apiVersion']} {request['kind']}",
         "container": inner["image"],
         "service account": provider.service_account or "the namespace's default",
         "object store": provider.storage.uri(),
@@ -53,7 +57,7 @@ def plan(provider: KubernetesProvider, experiment: Experiment, endpoint_name: st
             f"{value} {name}" for name, value in inner["resources"]["requests"].items()
         ),
         "each gets at most": ", ".join(f"{value} {name}" for name, value in limits.items()),
-        "time limit (s)": request["spec"]["template"]["spec"]["activeDeadlineSeconds"],
+        "time limit (s)": pod["activeDeadlineSeconds"],
     }
     items = list(_looked(provider, request, data, endpoint_name))
     namespace = _namespace(provider)
@@ -65,7 +69,7 @@ def plan(provider: KubernetesProvider, experiment: Experiment, endpoint_name: st
         facts=facts,
         items=tuple(items),
         policies={
-            "caller": caller_policy(namespace),
+            "caller": caller_policy(namespace, kubeflow=_is_kubeflow(request)),
             "pods": account_policy(namespace, provider.service_account),
             "object store": store_policy(
                 provider.storage.bucket,
@@ -86,9 +90,14 @@ def _namespace(provider: KubernetesProvider) -> str:
 def _shown(request: dict[str, Any]) -> dict[str, Any]:
     """The Job without secrets, and without the program that is the container's command."""
     shown = copy.deepcopy(request)
-    for inner in shown["spec"]["template"]["spec"]["containers"]:
-        mask_container(inner)
+    for template in templates(shown):
+        for inner in template["spec"]["containers"]:
+            mask_container(inner)
     return shown
+
+
+def _is_kubeflow(request: Mapping[str, Any]) -> bool:
+    return bool(request["kind"] == "PyTorchJob")
 
 
 def _looked(
@@ -104,7 +113,9 @@ def _looked(
         yield PlanItem("missing", f"The cluster: {error.message}", error.hint or "")
     else:
         yield PlanItem("exists", f"The cluster at {where}, Kubernetes {version.get('gitVersion', '?')}.")
-        yield from _permissions(provider)
+        if _is_kubeflow(request):
+            yield _kubeflow(provider)
+        yield from _permissions(provider, {**RULES, **(KUBEFLOW_RULES if _is_kubeflow(request) else {})})
         yield from _account(provider)
         yield from _quota(provider, request)
     yield from _store(provider)
@@ -114,11 +125,25 @@ def _looked(
         yield endpoint_item(provider, endpoint_name)
 
 
-def _permissions(provider: KubernetesProvider) -> Iterator[PlanItem]:
+def _kubeflow(provider: KubernetesProvider) -> PlanItem:
+    try:
+        with translated("Whether Kubeflow is there cannot be looked at"):
+            there = provider.session.serves("pytorchjobs")
+    except NotebookedError as error:
+        return PlanItem("unknown", error.message, error.hint or "")
+    if there:
+        return PlanItem("exists", "Kubeflow's training operator (kubeflow.org/v1 PyTorchJob).")
+    missing = no_kubeflow()
+    return PlanItem("missing", missing.message, missing.hint or "")
+
+
+def _permissions(
+    provider: KubernetesProvider, rules: Mapping[tuple[str, str], tuple[str, ...]]
+) -> Iterator[PlanItem]:
     denied = []
     try:
         with translated("The caller's permissions cannot be looked at"):
-            for (group, resource), verbs in RULES.items():
+            for (group, resource), verbs in rules.items():
                 denied += [
                     f"{verb} {resource}" for verb in verbs if not _may(provider, group, resource, verb)
                 ]
@@ -204,9 +229,14 @@ def _quota(provider: KubernetesProvider, request: dict[str, Any]) -> Iterator[Pl
 
 def needed(request: Mapping[str, Any]) -> dict[str, float]:
     """What a Job takes of a ResourceQuota."""
-    count = request["spec"].get("parallelism", 1)
-    found: dict[str, float] = {"pods": count, "count/pods": count, "count/jobs.batch": 1}
-    asked = request["spec"]["template"]["spec"]["containers"][0]["resources"]
+    count = pods_of(request)
+    group, _, _ = request["apiVersion"].partition("/")
+    found: dict[str, float] = {
+        "pods": count,
+        "count/pods": count,
+        f"count/{request['kind'].lower()}s.{group}": 1,
+    }
+    asked = templates(request)[0]["spec"]["containers"][0]["resources"]
     for name, value in asked["requests"].items():
         found[f"requests.{name}"] = count * amount(value)
         if name in ("cpu", "memory", "ephemeral-storage"):

@@ -18,6 +18,8 @@ from . import container
 MANAGED = {"app.kubernetes.io/managed-by": "notebooked-dagster"}
 OURS = "app.kubernetes.io/managed-by=notebooked-dagster"
 CONTAINER = "notebooked"
+# Kubeflow's training operator takes no PyTorchJob whose container has another name.
+PYTORCH = "pytorch"
 _VARIABLE = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")
 # What a container waits for that does not come by itself; a name in ErrImagePull may still become right.
 _IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
@@ -157,9 +159,15 @@ def oldest_first(pods: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def status_of(pod: Mapping[str, Any]) -> Mapping[str, Any]:
     """The status of our container in a pod; empty where it has none yet."""
     for item in pod.get("status", {}).get("containerStatuses") or ():
-        if item["name"] == CONTAINER:
+        if item["name"] in (CONTAINER, PYTORCH):
             return dict(item)
     return {}
+
+
+def container_of(pod: Mapping[str, Any]) -> str:
+    """The name of our container in a pod; others may have been put beside it."""
+    names = (str(item["name"]) for item in pod["spec"]["containers"])
+    return next(name for name in names if name in (CONTAINER, PYTORCH))
 
 
 def terminated(pod: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -194,7 +202,7 @@ def trouble(pod: Mapping[str, Any]) -> Trouble | None:
 def refused(events: Iterable[Mapping[str, Any]]) -> Trouble | None:
     """Why pods cannot even be made, by the events of who would make them."""
     for event in events:
-        if event.get("reason") == "FailedCreate":
+        if event.get("reason") in ("FailedCreate", "FailedCreatePod"):
             text = str(event.get("message", ""))
             return Trouble("setup" if "not found" in text or "PodSecurity" in text else "quota", text)
     return None

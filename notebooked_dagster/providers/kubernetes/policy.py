@@ -23,6 +23,10 @@ RULES: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("autoscaling", "horizontalpodautoscalers"): ("create",),
     ("networking.k8s.io", "ingresses"): ("create", "delete", "patch"),
 }
+# Where options.training.operator is `kubeflow`.
+KUBEFLOW_RULES: Mapping[tuple[str, str], tuple[str, ...]] = {
+    ("kubeflow.org", "pytorchjobs"): ("create", "delete", "get", "list"),
+}
 # For `notebooked plan` alone.
 PLAN_RULES: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("", "resourcequotas"): ("list",),
@@ -31,11 +35,20 @@ PLAN_RULES: Mapping[tuple[str, str], tuple[str, ...]] = {
 _NAME = "notebooked-dagster"
 
 
-def caller_policy(namespace: str) -> dict[str, Any]:
-    """What the identity needs that runs Dagster: a Role, and the binding that gives it."""
+def caller_policy(namespace: str, *, kubeflow: bool) -> dict[str, Any]:
+    """What the identity needs that runs Dagster: a Role, and the binding that gives it.
+
+    Args:
+        namespace: Where everything goes.
+        kubeflow: Whether PyTorchJobs train.
+    """
     rules = [
         {"apiGroups": [group], "resources": [resource], "verbs": list(verbs)}
-        for (group, resource), verbs in {**RULES, **PLAN_RULES}.items()
+        for (group, resource), verbs in {
+            **RULES,
+            **(KUBEFLOW_RULES if kubeflow else {}),
+            **PLAN_RULES,
+        }.items()
     ]
     meta = {"name": _NAME, "namespace": namespace}
     return {

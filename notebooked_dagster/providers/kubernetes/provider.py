@@ -29,7 +29,7 @@ from .logs import pod_lines
 from .pods import default_image
 from .session import KubeSession, translated
 from .storage import ObjectStore
-from .training import training_job
+from .training import index_of, training_job
 
 
 class KubernetesProvider(CloudProvider):
@@ -222,13 +222,9 @@ class KubernetesProvider(CloudProvider):
             pods = self._jobs.pods(job_id)
             for pod in pods:
                 name = pod["metadata"]["name"]
-                index = (
-                    pod["metadata"]
-                    .get("annotations", {})
-                    .get("batch.kubernetes.io/job-completion-index", "0")
-                )
-                new, seen["pods"][name] = pod_lines(self.session, name, seen["pods"].get(name))
-                prefix = "" if index == "0" else f"[{index}] "
+                index = index_of(pod)
+                new, seen["pods"][name] = pod_lines(self.session, pod, seen["pods"].get(name))
+                prefix = f"[{index}] " if index else ""
                 lines.extend(prefix + line for line in new)
         if not lines and not pods and (kept := self._jobs.log(job_id)) is not None:
             # Its pod is gone; what was shown of its log was the beginning of what it left.

@@ -43,6 +43,7 @@ _GROUPS: Mapping[str, str] = {
     "deployments": "/apis/apps/v1",
     "horizontalpodautoscalers": "/apis/autoscaling/v2",
     "ingresses": "/apis/networking.k8s.io/v1",
+    "pytorchjobs": "/apis/kubeflow.org/v1",
 }
 _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _RBAC = re.compile(r"cannot (\w+) resource \"([\w/]+)\"")
@@ -242,6 +243,16 @@ class KubeSession:
                 return None
             raise
         return dict(found)
+
+    def serves(self, kind: str) -> bool:
+        """Whether the cluster knows a kind that is not Kubernetes' own."""
+        try:
+            found = self.again(lambda: self.send("GET", _GROUPS[kind])).json()
+        except KubeError as error:
+            if error.code == 404:
+                return False
+            raise
+        return any(item["name"] == kind for item in found.get("resources") or ())
 
     def list(self, kind: str, labels: str = "", *, fields: str = "") -> list[dict[str, Any]]:
         """All objects of a kind that selectors let through."""

@@ -1,10 +1,12 @@
 """Training jobs in Kubernetes' terms: the Job that is made, and what the one that is there means.
 
-API: batch/v1 Job. Its pod runs ``container.py``, which runs our launcher from the package in the object store.
+API: batch/v1 Job, or kubeflow.org/v1 PyTorchJob where Kubeflow's training operator is to run it. Its pod runs
+``container.py``, which runs our launcher from the package in the object store.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from notebooked_dagster.config.kubernetes import KubernetesTraining
+from notebooked_dagster.errors import ConfigError
 from notebooked_dagster.providers.base import JobStatus
 from notebooked_dagster.providers.cloud.provider import Remote
 from notebooked_dagster.providers.jobs import JobSpec
@@ -20,6 +23,7 @@ from . import container
 from .pods import (
     CONTAINER,
     MANAGED,
+    PYTORCH,
     condition,
     moment,
     oldest_first,
@@ -32,6 +36,9 @@ from .storage import ObjectStore
 
 JOB = "notebooked/job"
 START_TIMEOUT = "notebooked/start-timeout"
+_REPLICA = "training.kubeflow.org/replica"
+_INDEX = "batch.kubernetes.io/job-completion-index"
+_LONGEST = 63
 _INSTANCE_TYPE = "node.kubernetes.io/instance-type"
 _MORE_MEMORY = "Raise options.training.memory, or train on less data or in smaller batches."
 _LOST = ("NodeLost", "Shutdown", "NodeShutdown", "Terminated", "Preempting", "UnexpectedAdmissionError")
@@ -49,7 +56,7 @@ def training_job(
     service_account: str | None,
     pull_from: Sequence[str],
 ) -> dict[str, Any]:
-    """The Job to make.
+    """The Job, or the PyTorchJob, to make.
 
     Args:
         name: The job's.
@@ -73,10 +80,14 @@ def training_job(
         "NOTEBOOKED_PODS": str(spec.instance_count),
         "NOTEBOOKED_GRACE": str(options.grace / 2),
         **({"NOTEBOOKED_DATA": data} if data is not None else {}),
+        **({"NOTEBOOKED_OPERATOR": options.operator} if options.operator is not None else {}),
     }
     several = spec.instance_count > 1
     # With the Service of the job's name, every pod has an address that the others know beforehand.
-    chosen: dict[str, Any] = {"subdomain": name} if several else {}
+    chosen: dict[str, Any] = {"subdomain": name} if several and options.operator is None else {}
+    if options.operator is None:
+        # A PyTorchJob says it of each kind of pod.
+        chosen["restartPolicy"] = "Never"
     if spec.instance_type:
         chosen["nodeSelector"] = {_INSTANCE_TYPE: spec.instance_type}
     pod = pod_spec(
@@ -87,19 +98,36 @@ def training_job(
         access_from=store.options.access_from,
         service_account=service_account,
         pull_from=pull_from,
-        restartPolicy="Never",
+        more={"name": PYTORCH} if options.operator is not None else None,
         # Of the pod, not of the Job: the time in which it waits for a node is not the script's.
         activeDeadlineSeconds=runtime,
         terminationGracePeriodSeconds=options.grace,
         **chosen,
     )
     annotations = {**options.annotations}
-    job: dict[str, Any] = {
-        "backoffLimit": options.backoff,
-        # What nobody looks at ends as well.
+    template = {
+        "metadata": {"labels": labels, **({"annotations": annotations} if annotations else {})},
+        "spec": pod,
+    }
+    meta = {
+        "name": name,
+        "labels": labels,
+        # As it was given; a label takes less.
+        "annotations": {"notebooked/experiment": spec.experiment, START_TIMEOUT: str(options.start_timeout)},
+    }
+    # What nobody looks at ends as well.
+    limits: dict[str, Any] = {
         "activeDeadlineSeconds": options.start_timeout
         + (options.backoff + 1) * (runtime + options.grace)
-        + 600,
+        + 600
+    }
+    if options.ttl is not None:
+        limits["ttlSecondsAfterFinished"] = options.ttl
+    if options.operator is not None:
+        return _pytorch_job(meta, template, limits, spec.instance_count)
+    job: dict[str, Any] = {
+        **limits,
+        "backoffLimit": options.backoff,
         "podFailurePolicy": {
             "rules": [
                 {"action": "Count", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
@@ -109,10 +137,7 @@ def training_job(
                 },
             ]
         },
-        "template": {
-            "metadata": {"labels": labels, **({"annotations": annotations} if annotations else {})},
-            "spec": pod,
-        },
+        "template": template,
     }
     if several:
         job |= {
@@ -120,22 +145,63 @@ def training_job(
             "completions": spec.instance_count,
             "parallelism": spec.instance_count,
         }
-    if options.ttl is not None:
-        job["ttlSecondsAfterFinished"] = options.ttl
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": meta, "spec": job}
+
+
+def _pytorch_job(
+    meta: dict[str, Any], template: dict[str, Any], limits: Mapping[str, Any], count: int
+) -> dict[str, Any]:
+    """The same as a PyTorchJob: the chief is its master, the others are its workers."""
+    # The operator makes a Service for each pod, of the pod's name.
+    if len(f"{meta['name']}-worker-{count}") > _LONGEST:
+        raise ConfigError(
+            f"{meta['name']!r} is too long for Kubeflow, whose pods are called like their job and a little more.",
+            key="options.training.operator",
+            hint="Give the experiment a shorter name.",
+        )
+    replicas = {"Master": 1, "Worker": count - 1}
     return {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": {
-            "name": name,
-            "labels": labels,
-            # As it was given; a label takes less.
-            "annotations": {
-                "notebooked/experiment": spec.experiment,
-                START_TIMEOUT: str(options.start_timeout),
+        "apiVersion": "kubeflow.org/v1",
+        "kind": "PyTorchJob",
+        "metadata": meta,
+        "spec": {
+            # Logs of pods that have ended can be read; workers do not outlive the chief.
+            "runPolicy": {**limits, "cleanPodPolicy": "Running"},
+            "pytorchReplicaSpecs": {
+                role: {"replicas": number, "restartPolicy": "Never", "template": copy.deepcopy(template)}
+                for role, number in replicas.items()
+                if number
             },
         },
-        "spec": job,
     }
+
+
+def templates(job: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The templates of a job's pods, the chief's first."""
+    if replicas := job["spec"].get("pytorchReplicaSpecs"):
+        return [replicas[role]["template"] for role in ("Master", "Worker") if role in replicas]
+    return [job["spec"]["template"]]
+
+
+def pods_of(job: Mapping[str, Any]) -> int:
+    """How many pods a job has."""
+    if replicas := job["spec"].get("pytorchReplicaSpecs"):
+        return sum(int(item.get("replicas", 1)) for item in replicas.values())
+    return int(job["spec"].get("parallelism", 1))
+
+
+def index_of(pod: Mapping[str, Any]) -> int:
+    """Which of a job's pods one is; the chief is the first."""
+    meta = pod["metadata"]
+    labels = meta.get("labels", {})
+    if labels.get(f"{_REPLICA}-type") == "worker":
+        return int(labels[f"{_REPLICA}-index"]) + 1
+    return int(meta.get("annotations", {}).get(_INDEX, 0))
+
+
+def succeeded(job: Mapping[str, Any]) -> bool:
+    """Whether a job ended well."""
+    return bool(condition(job, "Complete") or condition(job, "Succeeded"))
 
 
 def meeting_point(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,19 +240,21 @@ def remote_of(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], model_u
         "facts": _facts(job, last, started, ended),
         "environment": environment_of(job),
     }
-    if condition(job, "Complete"):
+    if succeeded(job):
         return Remote(JobStatus.SUCCEEDED, finished_at=ended, **common)
     if failed := condition(job, "Failed"):
         found, error, reason, hint = _blamed(failed, _worst(pods))
         return Remote(found, finished_at=ended, error=error, reason=reason, hint=hint, **common)
     # Without pods (a list of jobs) the Job itself says how many of them run.
-    running = any(_runs(pod) for pod in pods) or (not pods and bool(status.get("ready")))
+    running = any(_runs(pod) for pod in pods) or (
+        not pods and bool(status.get("ready") or condition(job, "Running"))
+    )
     return Remote(JobStatus.RUNNING if running else JobStatus.PENDING, **common)
 
 
 def environment_of(job: Mapping[str, Any]) -> dict[str, str]:
     """The variables of a job's container."""
-    found = job["spec"]["template"]["spec"]["containers"][0].get("env") or ()
+    found = templates(job)[0]["spec"]["containers"][0].get("env") or ()
     return {item["name"]: item.get("value", "") for item in found}
 
 
@@ -220,7 +288,8 @@ def _blamed(failed: Mapping[str, Any], pod: Mapping[str, Any]) -> tuple[JobStatu
     said = pod.get("status", {}) if pod else {}
     end = terminated(pod) if pod else {}
     message = str(said.get("message") or failed.get("message") or "").rstrip(".")
-    if said.get("reason") == "DeadlineExceeded" or failed.get("reason") == "DeadlineExceeded":
+    late = "active longer than specified deadline" in failed.get("message", "")
+    if late or "DeadlineExceeded" in (said.get("reason"), failed.get("reason")):
         return JobStatus.TIMED_OUT, "", "", ""
     if end.get("reason") == "OOMKilled":
         limit = _limit(pod)
@@ -292,11 +361,10 @@ def _limit(pod: Mapping[str, Any]) -> str:
 def _facts(
     job: Mapping[str, Any], pod: Mapping[str, Any], started: datetime | None, ended: datetime | None
 ) -> dict[str, str | float]:
-    spec = job["spec"]
-    asked = spec["template"]["spec"]["containers"][0].get("resources", {}).get("requests") or {}
-    count = spec.get("parallelism", 1)
+    inner = templates(job)[0]["spec"]["containers"][0]
+    asked = inner.get("resources", {}).get("requests") or {}
     shown = ", ".join(f"{value} {name}" for name, value in asked.items())
-    facts: dict[str, str | float] = {"instance": f"{count} x {shown}"}
+    facts: dict[str, str | float] = {"instance": f"{pods_of(job)} x {shown}"}
     if namespace := job["metadata"].get("namespace"):
         facts["namespace"] = namespace
     if node := (pod.get("spec", {}) if pod else {}).get("nodeName"):

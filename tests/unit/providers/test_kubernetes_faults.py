@@ -137,7 +137,8 @@ def test_another_machine_finds_the_job_by_its_token_alone(
     kube.calls.clear()
     (seen,) = other.list_jobs("two_words")
     assert (seen.id, seen.status, seen.experiment) == (first.id, JobStatus.SUCCEEDED, "two-words")
-    assert kube.calls == ["list jobs"]
+    # Whether there is Kubeflow is asked once.
+    assert kube.calls == ["list jobs", "get /apis/kubeflow.org/v1"]
     # As a run looks that is tried again, and then trains.
     looked_up = other.job_of("two_words", "run-1")
     assert looked_up is not None
@@ -433,6 +434,78 @@ def test_several_pods_find_each_other_and_one_model_is_kept(
     assert service["spec"]["clusterIP"] == "None"
     kube.cluster.remove("jobs", job.id)
     assert job.id not in kube.cluster.things["services"]
+
+
+MEETING = """
+import os, pathlib, time
+place, me = pathlib.Path({meeting!r}), os.environ["RANK"]
+(place / f".{{me}}").write_text(" ".join(os.environ[n] for n in ("MASTER_ADDR", "WORLD_SIZE", "SM_CURRENT_HOST")))
+(place / f".{{me}}").rename(place / me)
+while not (place / "1").exists():
+    time.sleep(0.02)
+"""
+
+
+def test_kubeflow_runs_the_pods_where_it_is_installed(
+    kube: KubeServer, provider: KubernetesProvider, experiment: Experiment, tmp_path: Path
+) -> None:
+    # The chief waits for the worker, which the operator ends with it.
+    meeting = tmp_path / "meeting"
+    meeting.mkdir()
+    script = experiment.scripts / "train.py"
+    script.write_text(MEETING.format(meeting=str(meeting)) + script.read_text())
+    told = dataclasses.replace(acting(experiment, "learn", operator="kubeflow"), instance_count=2)
+    with pytest.raises(ConfigError, match=r"not installed in this cluster: no kubeflow\.org/v1") as caught:
+        provider.train(told)
+    assert caught.value.key == "options.training.operator"
+    kube.cluster.kubeflow = True
+    job = provider.train(told)
+    assert job.status is JobStatus.SUCCEEDED
+    # What torch.distributed begins from is the operator's own.
+    assert {path.name: path.read_text() for path in meeting.iterdir()} == {
+        "0": f"{job.id}-master-0 2 {job.id}-master-0",
+        "1": f"{job.id}-master-0 2 {job.id}-worker-0",
+    }
+    assert kube.cluster.things["jobs"] == {}
+    # Another machine knows its name alone.
+    elsewhere = kubernetes_provider(tmp_path / "elsewhere", kube)
+    assert elsewhere.status(job.id).status is JobStatus.SUCCEEDED
+    assert [item.status for item in elsewhere.list_jobs()] == [JobStatus.SUCCEEDED]
+    kube.denied |= {"get pytorchjobs", "list pytorchjobs"}
+    # A Role that was made for experiments without Kubeflow is no error.
+    assert kubernetes_provider(tmp_path / "third", kube).list_jobs() == []
+
+
+def test_how_a_job_of_kubeflow_fails_or_is_stopped_is_told_as_ever(
+    kube: KubeServer, provider: KubernetesProvider, experiment: Experiment, tmp_path: Path
+) -> None:
+    kube.cluster.kubeflow = True
+    with pytest.raises(TrainingFailedError, match="not a number"):
+        provider.train(acting(experiment, "fail", operator="kubeflow"))
+    hanging = dataclasses.replace(
+        acting(experiment, "hang", operator="kubeflow", grace=2), idempotency_token="run-2"
+    )
+    evict = on_line("hanging", lambda: kube.cluster.evict(f"{_kubeflow_job(kube)}-master-0"))
+    with pytest.raises(ProviderError, match="taken away"):
+        provider.train(hanging, on_log=evict)
+    late = dataclasses.replace(hanging, idempotency_token="run-3", timeout=1)
+    with pytest.raises(TrainingTimeoutError):
+        provider.train(late)
+    kube.cluster.quota["pods"] = 0
+    stuck = provider.train(dataclasses.replace(hanging, idempotency_token="run-4"), wait=False)
+    until(lambda: "exceeded quota" in str(provider._look(stuck.id)))
+    provider.cancel(stuck.id)
+    until(lambda: provider.status(stuck.id).status is JobStatus.CANCELLED)
+    assert stuck.id not in kube.cluster.things["pytorchjobs"]
+
+
+def _kubeflow_job(kube: KubeServer) -> str:
+    """The one that runs."""
+    return next(
+        name
+        for name, job in kube.cluster.things["pytorchjobs"].items()
+        if not any(item["type"] == "Failed" for item in job["status"].get("conditions", ()))
+    )
 
 
 def test_waiting_for_a_node_is_not_the_scripts_time(

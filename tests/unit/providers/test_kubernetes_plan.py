@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from notebooked_dagster.providers.kubernetes import KubernetesProvider
 from notebooked_dagster.providers.kubernetes.hosting import pods_of_shares
 from notebooked_dagster.providers.kubernetes.plan import amount
 from notebooked_dagster.providers.kubernetes.policy import PLAN_RULES, RULES
+from notebooked_dagster.providers.kubernetes.training import index_of
 from tests.clouds.kube import ACCOUNT, KubeServer
 from tests.clouds.kube_kit import BUCKET, kube_server, kubernetes_provider, s3
 from tests.clouds.kube_models import problems
@@ -137,6 +139,40 @@ def test_the_policies_are_objects_that_kubernetes_takes(
         assert problems(document) == []
 
 
+def test_kubeflow_is_told_with_what_it_takes(
+    kube: KubeServer, provider: KubernetesProvider, experiment: Experiment
+) -> None:
+    assert "kubeflow" not in json.dumps(provider.plan(experiment).policies)
+    wanted = dataclasses.replace(
+        experiment,
+        options={"training": {"operator": "kubeflow"}},
+        instance_count=3,
+        environment={"API_TOKEN": "hush"},
+    )
+    assert "no kubeflow.org/v1 PyTorchJob" in texts(provider.plan(wanted), "missing")
+    kube.cluster.kubeflow = True
+    plan = provider.plan(wanted)
+    assert "Kubeflow's training operator" in texts(plan, "exists")
+    assert plan.facts["pods"] == 3
+    assert "hush" not in json.dumps(plan.request)
+    assert problems(dict(plan.request)) == []
+    assert plan.request["spec"]["pytorchReplicaSpecs"]["Worker"]["replicas"] == 2
+    rules = plan.policies["caller"]["role"]["rules"]
+    (rule,) = [rule for rule in rules if rule["apiGroups"] == ["kubeflow.org"]]
+    waiting = provider.train(wanted, wait=False)
+    until_made = time.monotonic() + 20
+    while len(kube.cluster.things["pods"]) < 3:
+        assert time.monotonic() < until_made
+        time.sleep(0.02)
+    assert sorted(map(index_of, kube.cluster.things["pods"].values())) == [0, 1, 2]
+    provider.cancel(waiting.id)
+    provider.list_jobs()
+    used = {call.split()[0] for call in kube.calls if call.endswith(" pytorchjobs")}
+    assert used == set(rule["verbs"])
+    with pytest.raises(ConfigError, match="too long for Kubeflow"):
+        provider.train(dataclasses.replace(wanted, name="a-name-that-is-as-long-as-it-may-be"))
+
+
 @pytest.mark.parametrize(
     ("settings", "key"),
     [
@@ -145,6 +181,7 @@ def test_the_policies_are_objects_that_kubernetes_takes(
         ({"training": {"labels": {"notebooked/job": "mine"}}}, "options.training.labels"),
         ({"endpoint": {"autoscaling": {"min": 3, "max": 2}}}, "options.endpoint.autoscaling"),
         ({"endpoint": {"replica": 3}}, "options.endpoint.replica"),
+        ({"training": {"operator": "kubeflow", "backoff": 1}}, "options.training"),
     ],
 )
 def test_options_that_cannot_be_are_refused(
