@@ -22,8 +22,9 @@ from typing import Any
 
 NAME = "journal"
 _RESERVE = "reserve"
-# What is left free for the last words of a run on a full disk: a failure's events and the exit record.
+# What is left free for the last words of a run on a full disk: a failure's events, and the exit record in a part that no event gets.
 _RESERVED = 256 * 1024
+_FOR_EXIT = 16 * 1024
 _HEADER = 18
 _HEADER_FORM = re.compile(rb"[0-9a-f]{8} [0-9a-f]{8} ")
 _CHUNK = 1 << 20
@@ -113,9 +114,8 @@ class Journal:
             try:
                 self._write(handle, record)
             except OSError as problem:
-                if problem.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._reserve.exists():
+                if problem.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._make_room():
                     raise
-                self._reserve.unlink()
                 self._write(handle, record)
             self._next += 1
             return self._next - 1
@@ -128,6 +128,13 @@ class Journal:
     def release(self) -> None:
         """Give back what was kept."""
         self._reserve.unlink(missing_ok=True)
+
+    def _make_room(self) -> bool:
+        """Give back what was kept for events; False where that is gone already."""
+        if not self._reserve.exists() or self._reserve.stat().st_size <= _FOR_EXIT:
+            return False
+        os.truncate(self._reserve, _FOR_EXIT)
+        return True
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[int]:
