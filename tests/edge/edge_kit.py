@@ -6,6 +6,8 @@ import asyncio
 import getpass
 import json
 import os
+import random
+import shlex
 import shutil
 import signal
 import socket
@@ -14,8 +16,8 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import dagster as dg
@@ -27,7 +29,7 @@ from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
 
 from notebooked_dagster.edge import marks
 from notebooked_dagster.edge.devices import Device, fleet_of
-from notebooked_dagster.edge.journal import read
+from notebooked_dagster.edge.journal import decode
 from notebooked_dagster.edge.launcher import PiRunLauncher
 from notebooked_dagster.edge.relay import DeviceRelay
 from notebooked_dagster.edge.ssh import Link
@@ -36,7 +38,7 @@ from notebooked_dagster.edge.tending import Tending
 SSHD = shutil.which("sshd") or next(
     (path for path in ("/usr/sbin/sshd", "/usr/local/sbin/sshd", "/sbin/sshd") if Path(path).exists()), None
 )
-#: The name of a device in edge.yaml of the working folder: the same tests against real hardware.
+#: ``user@host[:port]``: the same tests against real hardware.
 REAL = "NOTEBOOKED_TEST_DEVICE"
 JOBS = """
 import os, pathlib, sys, tempfile, time
@@ -95,14 +97,28 @@ defs = dg.Definitions(jobs=[quick, slow, failing], executor=dg.in_process_execut
 
 
 class LoopbackDevice:
-    """An SSH server that stands for a Pi, its working folder, and how to reach it."""
+    """An SSH server that stands for a Pi, its working folder, and how to reach it.
 
-    def __init__(self, root: Path, name: str = "pi") -> None:
+    Args:
+        root: A folder of its own.
+        name: What runs call it by.
+        address: Where it listens.
+        within: The command that runs it in a network of its own.
+    """
+
+    #: How many times as long it may take.
+    slower = 1
+
+    def __init__(
+        self, root: Path, name: str = "pi", *, address: str = "127.0.0.1", within: Sequence[str] = ()
+    ) -> None:
         assert SSHD is not None
         self.name = name
         self.root = root
         self.folder = root / "work"
+        self.address = address
         self.process: subprocess.Popen[bytes] | None = None
+        self._within = within
         root.mkdir(parents=True)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -113,7 +129,7 @@ class LoopbackDevice:
         (root / "sshd_config").write_text(
             textwrap.dedent(f"""
             Port {self.port}
-            ListenAddress 127.0.0.1
+            ListenAddress {address}
             HostKey {root}/host
             AuthorizedKeysFile {root}/authorized_keys
             PidFile none
@@ -133,7 +149,7 @@ class LoopbackDevice:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         assert SSHD is not None
         self.process = subprocess.Popen(
-            [SSHD, "-f", str(self.root / "sshd_config"), "-D", "-e"],
+            [*self._within, SSHD, "-f", str(self.root / "sshd_config"), "-D", "-e"],
             stderr=(self.root / "sshd.log").open("ab"),
         )
         until(lambda: self._answers(), 10, "sshd to answer")
@@ -157,12 +173,12 @@ class LoopbackDevice:
     def _answers(self) -> bool:
         with socket.socket() as probe:
             probe.settimeout(1)
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+            return probe.connect_ex((self.address, self.port)) == 0
 
     def config(self, **more: Any) -> dict[str, Any]:
         return {
             "name": self.name,
-            "host": "127.0.0.1",
+            "host": self.address,
             "user": getpass.getuser(),
             "port": self.port,
             "key": str(self.root / "login"),
@@ -178,10 +194,72 @@ class LoopbackDevice:
     def run_folder(self, run_id: str) -> Path:
         return self.folder / "runs" / run_id
 
+    def read(self, run_id: str, name: str) -> bytes:
+        """A file of a run's, as it lies on the device."""
+        return (self.run_folder(run_id) / name).read_bytes()
+
     def journaled(self, run_id: str) -> list[str]:
         """What the device wrote down, in its order."""
-        records = read(self.run_folder(run_id) / "journal")
-        return [record.data["event"] for record in records if record.data["kind"] == "event"]
+        return events(self.read(run_id, "journal"))
+
+
+def events(journal: bytes) -> list[str]:
+    """The events in a journal's bytes."""
+    return [record.data["event"] for record in decode(journal) if record.data["kind"] == "event"]
+
+
+class RealDevice:
+    """Real hardware, with all of a test in a folder of its own there, which goes with the test.
+
+    Args:
+        told: ``user@host[:port]``; ssh's own configuration says the rest.
+        state: A folder of this host's.
+        more: What the device's entry in ``edge.yaml`` has beyond that.
+    """
+
+    #: Than a machine that runs tests, with an environment to be made first.
+    slower = 10
+
+    def __init__(self, told: str, state: Path, **more: Any) -> None:
+        user, _, rest = told.rpartition("@")
+        host, _, port = rest.partition(":")
+        self.name = "pi"
+        self._login = {"host": host, **({"user": user} if user else {}), **more}
+        self._login |= {"port": int(port)} if port else {}
+        self._link = Link(fleet_of([{"name": self.name, **self._login}], state).devices[0], state)
+        found = self._said("mktemp -d /var/tmp/notebooked-test.XXXXXX && command -v python3")
+        root, self.python = found.decode().split()
+        self.root = PurePosixPath(root)
+        self.folder = self.root / "work"
+
+    def close(self) -> None:
+        """Remove what was put there."""
+        self._said(f"rm -rf {shlex.quote(str(self.root))}")
+        self._link.close()
+
+    def config(self, **more: Any) -> dict[str, Any]:
+        return {
+            "name": self.name, "folder": str(self.folder), "labels": ["studio"], **self._login, **more
+        }  # fmt: skip
+
+    def read(self, run_id: str, name: str) -> bytes:
+        """A file of a run's, as it lies on the device."""
+        return self._said(f"cat {shlex.quote(str(self.folder / 'runs' / run_id / name))}")
+
+    def journaled(self, run_id: str) -> list[str]:
+        """What the device wrote down, in its order."""
+        return events(self.read(run_id, "journal"))
+
+    def put(self, source: Path, target: PurePosixPath) -> None:
+        """Bring a folder's content there."""
+        packed = subprocess.run(["tar", "-C", str(source), "-cf", "-", "."], capture_output=True, check=True)
+        folder = shlex.quote(str(target))
+        self._said(f"mkdir -p {folder} && tar -xf - -C {folder}", packed.stdout)
+
+    def _said(self, command: str, data: bytes = b"") -> bytes:
+        done = self._link.run(command, data)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
 
 def _sshd_below(process: psutil.Process) -> list[psutil.Process]:
@@ -343,7 +421,7 @@ def kill(pid: int) -> None:
 #: Stands for the worker where a test is not about Dagster on the device: the events are real, made by the test beforehand,
 #: and written by the real journal under the real keeper.
 WORKER = """#!{python} -S
-import json, os, pathlib, sys, time
+import json, os, pathlib, random, sys, time
 sys.path[:0] = os.environ["PYTHONPATH"].split(os.pathsep)
 from notebooked_edge.journal import Journal
 folder = pathlib.Path(os.environ["NOTEBOOKED_EDGE_RUN"])
@@ -351,6 +429,7 @@ here = pathlib.Path({here!r})
 script = json.loads((here / "script.json").read_text())
 journal = Journal(folder)
 (here / ("begun-" + folder.name)).write_text(str(os.getpid()))
+(folder / "outputs" / "made.bin").write_bytes(random.Random(script["size"]).randbytes(script["size"]))
 for event in script["events"]:
     if (folder / "cancel").exists():
         sys.exit(3)
@@ -360,7 +439,6 @@ for event in script["events"]:
         text = head + '"timestamp": ' + repr(time.time()) + rest[rest.index(","):]
     journal.append({{"kind": "event", "event": text}})
     time.sleep(script["pause"])
-(folder / "outputs" / "made.bin").write_bytes(b"take" * script["size"])
 sys.exit(script["code"])
 """
 
@@ -368,12 +446,17 @@ sys.exit(script["code"])
 class ScriptedWorker:
     """A device's interpreter that plays a run: so many log lines between a start and a success."""
 
-    def __init__(self, here: Path) -> None:
+    def __init__(self, here: Path, device: RealDevice | None = None) -> None:
         self.here = here
+        #: What a run that is played leaves in its outputs; no link can make it smaller.
+        self.made = b""
+        self._device = device
+        self._there: PurePosixPath = here if device is None else device.root / "worker"
+        self.python = self._there / "python"
         here.mkdir(parents=True, exist_ok=True)
-        self.python = here / "python"
-        self.python.write_text(WORKER.format(python=sys.executable, here=str(here)))
-        self.python.chmod(0o755)
+        interpreter = sys.executable if device is None else device.python
+        (here / "python").write_text(WORKER.format(python=interpreter, here=str(self._there)))
+        (here / "python").chmod(0o755)
         self.play(20)
 
     def play(
@@ -384,7 +467,8 @@ class ScriptedWorker:
         end: bool = True,
         code: int = 0,
         now: bool = True,
-        size: int = 10,
+        size: int = 40,
+        width: int = 0,
     ) -> None:
         from dagster import DagsterEvent, DagsterEventType
         from dagster._serdes import serialize_value
@@ -395,11 +479,14 @@ class ScriptedWorker:
             return serialize_value(found)
 
         events = [entry("start", DagsterEventType.PIPELINE_START)]
-        events += [entry(f"line {number}") for number in range(lines)]
+        events += [entry(f"line {number}".ljust(width)) for number in range(lines)]
         if end:
             events += [entry("end", DagsterEventType.PIPELINE_SUCCESS), entry("after the end")]
         text = {"events": events, "pause": pause, "code": code, "now": now, "size": size}
         (self.here / "script.json").write_text(json.dumps(text))
+        self.made = random.Random(size).randbytes(size)
+        if self._device is not None:
+            self._device.put(self.here, self._there)
 
     def pid(self, run_id: str) -> int:
         path = self.here / f"begun-{run_id}"

@@ -153,3 +153,23 @@ def test_a_start_that_comes_after_a_cancellation_does_not_undo_it(
     assert run is not None
     assert run.status is dg.DagsterRunStatus.CANCELING
     assert "start" in messages(instance, run_id)
+
+
+@pytest.mark.parametrize("off", [-3600.0, 3600.0], ids=["behind", "ahead"])
+def test_a_clock_that_is_an_hour_off_changes_neither_order_nor_number(
+    instance: dg.DagsterInstance, run_id: str, tmp_path: Path, off: float
+) -> None:
+    before = time.time()
+    data = journal(run_id, "start", "same", "same", "success", at=before + off)
+    for host in ("one", "two"):
+        home = Homecoming(instance, run_id, tmp_path / host)
+        home.receive(data)
+        home.apply(always)
+    assert messages(instance, run_id) == ["start", "same", "same", "success"]
+    entries = [entry for entry in instance.all_logs(run_id) if entry.message]
+    assert all(before - 1 < entry.timestamp < time.time() + 1 for entry in entries)
+    record = instance.get_run_record_by_id(run_id)
+    assert record is not None
+    assert record.start_time is not None
+    assert record.end_time is not None
+    assert before - 1 < record.start_time <= record.end_time < time.time() + 1

@@ -19,7 +19,7 @@ from notebooked_dagster.edge.journal import encode
 from notebooked_dagster.edge.launcher import PiRunLauncher
 from notebooked_dagster.edge.tending import Tending
 from notebooked_dagster.errors import ConfigError
-from tests.edge.edge_kit import BadLink, LoopbackDevice, ScriptedWorker, Studio, kill, until
+from tests.edge.edge_kit import BadLink, LoopbackDevice, RealDevice, ScriptedWorker, Studio, kill, until
 
 SUCCESS, FAILURE, CANCELED = (
     dg.DagsterRunStatus.SUCCESS,
@@ -36,8 +36,8 @@ def stored(studio: Studio, run_id: str) -> list[str]:
     ]
 
 
-def came_home_once(studio: Studio, pi: LoopbackDevice, run_id: str) -> None:
-    assert stored(studio, run_id) == pi.journaled(run_id)
+def came_home_once(studio: Studio, device: LoopbackDevice | RealDevice, run_id: str) -> None:
+    assert stored(studio, run_id) == device.journaled(run_id)
 
 
 def lines(studio: Studio, run_id: str) -> int:
@@ -83,7 +83,7 @@ def test_the_link_is_cut_in_the_middle_and_comes_back(
     assert studio.status(run_id) is SUCCESS
     came_home_once(studio, pi, run_id)
     assert sum("is reachable again" in text for text in studio.messages(run_id)) == 1
-    assert (studio.state / "runs" / run_id / "outputs/made.bin").read_bytes() == b"take" * 10
+    assert (studio.state / "runs" / run_id / "outputs/made.bin").read_bytes() == worker.made
 
 
 def test_a_device_that_is_silent_at_the_launch_gets_the_run_when_it_is_back(
@@ -104,7 +104,7 @@ def test_a_device_that_is_silent_at_the_launch_gets_the_run_when_it_is_back(
 
 
 def test_the_relay_is_killed_and_started_again(
-    studio: Studio, pi: LoopbackDevice, worker: ScriptedWorker
+    studio: Studio, device: LoopbackDevice | RealDevice, worker: ScriptedWorker
 ) -> None:
     worker.play(80, pause=0.03)
     run_id = studio.launch()
@@ -127,7 +127,7 @@ def test_the_relay_is_killed_and_started_again(
     until(is_home, 60, "the run to come home", studio)
     assert len(relays) == 3
     assert studio.status(run_id) is SUCCESS
-    came_home_once(studio, pi, run_id)
+    came_home_once(studio, device, run_id)
     kill(int((studio.state / "relay.pid").read_text()))
 
 
@@ -181,14 +181,14 @@ def another_host(studio: Studio, state: Path) -> Tending:
 
 
 def test_two_hosts_relay_the_same_journal(
-    studio: Studio, pi: LoopbackDevice, worker: ScriptedWorker, tmp_path: Path
+    studio: Studio, device: LoopbackDevice | RealDevice, worker: ScriptedWorker, tmp_path: Path
 ) -> None:
     worker.play(100, pause=0.02)
     run_id = studio.launch()
     with Relaying(studio), Relaying(studio, another_host(studio, tmp_path / "other")):
         until(lambda: studio.is_home(run_id), 60, "the run to come home", studio)
     assert studio.status(run_id) is SUCCESS
-    came_home_once(studio, pi, run_id)
+    came_home_once(studio, device, run_id)
 
 
 def test_a_second_host_takes_over_where_the_first_one_died(
@@ -288,7 +288,7 @@ def test_the_devices_clock_is_years_behind(
 def test_a_wifi_that_drops_every_connection_after_a_while(
     tmp_path: Path, pi: LoopbackDevice, worker: ScriptedWorker
 ) -> None:
-    worker.play(150, pause=0.1, size=200_000)
+    worker.play(150, pause=0.1, size=800_000)
     with BadLink(pi.port, latency=0.02, cut_every=6) as link:
         studio = Studio(tmp_path / "host", [pi.config(python=str(worker.python), port=link.port)])
         run_id = studio.launch()
@@ -296,11 +296,11 @@ def test_a_wifi_that_drops_every_connection_after_a_while(
         assert link.cuts > 1
     assert studio.status(run_id) is SUCCESS
     came_home_once(studio, pi, run_id)
-    assert (studio.state / "runs" / run_id / "outputs/made.bin").read_bytes() == b"take" * 200_000
+    assert (studio.state / "runs" / run_id / "outputs/made.bin").read_bytes() == worker.made
 
 
 def test_a_run_that_repeats_another_is_not_taken_for_it(
-    studio: Studio, pi: LoopbackDevice, worker: ScriptedWorker
+    studio: Studio, device: LoopbackDevice | RealDevice, worker: ScriptedWorker
 ) -> None:
     worker.play(20, pause=0.1)
     first = studio.launch()
@@ -313,14 +313,14 @@ def test_a_run_that_repeats_another_is_not_taken_for_it(
     studio.instance.launch_run(second, workspace=None)  # type: ignore[arg-type]
     studio.tend(60, second)
     assert studio.status(second) is SUCCESS
-    came_home_once(studio, pi, second)
+    came_home_once(studio, device, second)
 
 
 def test_a_full_device_takes_the_next_run_when_it_has_a_place(
-    tmp_path: Path, pi: LoopbackDevice, worker: ScriptedWorker
+    tmp_path: Path, device: LoopbackDevice | RealDevice, worker: ScriptedWorker
 ) -> None:
     worker.play(20, pause=0.1)
-    studio = Studio(tmp_path / "host", [pi.config(python=str(worker.python), capacity=1)])
+    studio = Studio(tmp_path / "host", [device.config(python=str(worker.python), capacity=1)])
     first, second = studio.launch(), studio.launch()
     assert "Every device that fits has all the runs it may have; the run waits for a place." in str(
         studio.messages(second)
@@ -346,10 +346,13 @@ def test_a_tag_that_no_device_fits_fails_the_run_with_what_there_is(studio: Stud
     assert any("No device has the label 'garden'" in text for text in studio.messages(run.run_id))
 
 
-def test_twenty_runs_on_three_devices(tmp_path: Path, pi: LoopbackDevice, worker: ScriptedWorker) -> None:
+def test_twenty_runs_on_three_devices(
+    tmp_path: Path, device: LoopbackDevice | RealDevice, worker: ScriptedWorker
+) -> None:
     worker.play(5, pause=0.01)
+    folder = device.folder
     devices = [
-        pi.config(name=name, folder=str(tmp_path / name), python=str(worker.python), capacity=2)
+        device.config(name=name, folder=str(folder / name), python=str(worker.python), capacity=2)
         for name in ("one", "two", "three")
     ]
     studio = Studio(tmp_path / "host", devices)
@@ -360,8 +363,8 @@ def test_twenty_runs_on_three_devices(tmp_path: Path, pi: LoopbackDevice, worker
     used = [studio.run(run_id).tags[marks.CHOSEN] for run_id in runs]
     assert set(used) == {"one", "two", "three"}
     for run_id, name in zip(runs, used, strict=True):
-        pi.folder = tmp_path / name
-        came_home_once(studio, pi, run_id)
+        device.folder = folder / name
+        came_home_once(studio, device, run_id)
 
 
 def test_a_device_that_is_declared_no_more_leaves_no_run_behind(

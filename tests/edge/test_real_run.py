@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import dagster as dg
@@ -12,25 +13,34 @@ from dagster._serdes import serialize_value
 
 from notebooked_dagster.cli import main
 from notebooked_dagster.edge import marks
-from tests.edge.edge_kit import LoopbackDevice, Studio, until
+from tests.edge.edge_kit import LoopbackDevice, RealDevice, Studio, until
 
-pytestmark = pytest.mark.slow
+# A real Pi makes its environment first.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+LOCK = Path(__file__).parents[2] / "requirements/edge.lock"
 
 
 @pytest.fixture
-def real(tmp_path: Path, pi: LoopbackDevice, monkeypatch: pytest.MonkeyPatch) -> Studio:
+def real(tmp_path: Path, device: LoopbackDevice | RealDevice, monkeypatch: pytest.MonkeyPatch) -> Studio:
     monkeypatch.setenv("EDGE_TEST_HERE", str(tmp_path))
     monkeypatch.setenv("HANDED_OVER", "a named one")
     monkeypatch.setenv("HOST_SECRET", "never there")
-    return Studio(tmp_path / "host", [pi.config(capacity=2, environment=["EDGE_TEST_HERE", "HANDED_OVER"])])
+    config = device.config(capacity=2, environment=["EDGE_TEST_HERE", "HANDED_OVER"])
+    studio = Studio(tmp_path / "host", [config])
+    if isinstance(device, RealDevice):
+        # It makes the environment itself, as for any project.
+        shutil.copy(LOCK, studio.project / "edge.lock")
+    return studio
 
 
-def test_a_run_succeeds_on_a_device_and_all_of_it_comes_home(real: Studio, pi: LoopbackDevice) -> None:
+def test_a_run_succeeds_on_a_device_and_all_of_it_comes_home(
+    real: Studio, device: LoopbackDevice | RealDevice
+) -> None:
     run_id = real.launch("quick")
-    real.tend(120, run_id)
+    real.tend(120 * device.slower, run_id)
     assert real.status(run_id) is dg.DagsterRunStatus.SUCCESS
 
-    journaled = pi.journaled(run_id)
+    journaled = device.journaled(run_id)
     home = [serialize_value(entry) for entry in real.entries(run_id)]
     assert [text for text in home if text in set(journaled)] == journaled
     own = [text for text in home if text not in set(journaled)]
@@ -45,7 +55,7 @@ def test_a_run_succeeds_on_a_device_and_all_of_it_comes_home(real: Studio, pi: L
     made = real.instance.get_latest_materialization_event(dg.AssetKey("takes"))
     assert made is not None
     assert made.run_id == run_id
-    assert "never there" not in (pi.run_folder(run_id) / "request.json").read_text()
+    assert b"never there" not in device.read(run_id, "request.json")
 
     outputs = Path(real.run(run_id).tags[marks.OUTPUTS])
     assert (outputs / "takes/one.bin").read_bytes() == bytes(range(256)) * 4096
@@ -74,9 +84,11 @@ def test_a_cancelled_run_ends_as_cancelled(real: Studio, pi: LoopbackDevice, tmp
     assert kinds.count(dg.DagsterEventType.RUN_CANCELED) == 1
 
 
-def test_what_fails_there_fails_here_with_its_traceback(real: Studio, tmp_path: Path) -> None:
+def test_what_fails_there_fails_here_with_its_traceback(
+    real: Studio, device: LoopbackDevice | RealDevice
+) -> None:
     run_id = real.launch("failing")
-    real.tend(90, run_id)
+    real.tend(90 * device.slower, run_id)
     assert real.status(run_id) is dg.DagsterRunStatus.FAILURE
     failed = next(
         entry

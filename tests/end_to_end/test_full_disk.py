@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,36 +10,15 @@ import pytest
 
 from notebooked_dagster.providers.local import LocalProvider
 from tests.end_to_end.dagster_kit import SmallProject
+from tests.small_disk import fill, small_disk
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if made.returncode != 0:
-        pytest.skip("this machine lets nobody mount a file system")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=False)
-
-
-def fill(folder: Path) -> Path:
-    """Take what space is left."""
-    ballast = folder / "ballast"
-    with ballast.open("wb") as stream:
-        try:
-            while True:
-                stream.write(b"x" * 65536)
-                stream.flush()
-        except OSError:
-            pass
-    assert shutil.disk_usage(folder).free < 65536
-    return ballast
+    with small_disk(tmp_path / "small", "24m") as folder:
+        yield folder
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -28,6 +28,12 @@ def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+def test_every_test_that_the_page_of_devices_names_is_there() -> None:
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests/edge").glob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", (ROOT / "docs/edge.md").read_text(encoding="utf-8"))
+    assert [name for name in named if f"def {name}(" not in tests] == []
+
+
 def test_every_option_of_defs_yaml_is_described() -> None:
     described = generate.attribute_texts(ExperimentConfig)
     assert [name for name in ExperimentConfig.model_fields if not described.get(name)] == []
