@@ -497,16 +497,16 @@ class ScriptedWorker:
 class BadLink:
     """A Wi-Fi: what passes comes late, and every so often the connection is gone. Counts what passed."""
 
-    def __init__(self, port: int, *, latency: float = 0.0, cut_every: float | None = None) -> None:
+    def __init__(self, port: int, *, latency: float = 0.0, cut_after: int | None = None) -> None:
         self.target = port
         self.latency = latency
-        self.cut_every = cut_every
+        # Bytes that a connection lives for, and not seconds: how far those get depends on the machine.
+        self.cut_after = cut_after
         self.cuts = 0
         self.up = 0
         self.down = 0
         self.port = 0
         self._loop = asyncio.new_event_loop()
-        self._open: set[asyncio.StreamWriter] = set()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -523,8 +523,6 @@ class BadLink:
         asyncio.set_event_loop(self._loop)
         server = self._loop.run_until_complete(asyncio.start_server(self._carry, "127.0.0.1", 0))
         self.port = server.sockets[0].getsockname()[1]
-        # Kept by its name: the loop alone would let it be collected.
-        self._cutting = self._loop.create_task(self._cut()) if self.cut_every else None
         self._ready.set()
         self._loop.run_forever()
         server.close()
@@ -533,28 +531,24 @@ class BadLink:
         self._loop.run_until_complete(asyncio.sleep(0.05))
         self._loop.close()
 
-    async def _cut(self) -> None:
-        assert self.cut_every is not None
-        while True:
-            await asyncio.sleep(self.cut_every)
-            self.cuts += bool(self._open)
-            for writer in list(self._open):
-                writer.transport.abort()
-
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             inner, outer = await asyncio.open_connection("127.0.0.1", self.target)
         except OSError:
             writer.transport.abort()
             return
-        self._open |= {writer, outer}
-        await asyncio.gather(self._pump(reader, outer, "up"), self._pump(inner, writer, "down"))
-        self._open -= {writer, outer}
+        until = self.up + self.down + self.cut_after if self.cut_after is not None else None
+        await asyncio.gather(self._pump(reader, outer, "up", until), self._pump(inner, writer, "down", until))
 
-    async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, way: str) -> None:
+    async def _pump(
+        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, way: str, until: int | None
+    ) -> None:
         try:
             while data := await source.read(65536):
                 setattr(self, way, getattr(self, way) + len(data))
+                if until is not None and self.up + self.down > until:
+                    self.cuts += 1
+                    return
                 if self.latency:
                     await asyncio.sleep(self.latency)
                 target.write(data)
