@@ -56,7 +56,15 @@ class SkipWatch:
 
 
 # What takes long first: the last file that a worker takes decides when all is done.
-FIRST = ("tests/end_to_end", "tests/unit/providers", "tests/contract", "tests/edge")
+FIRST = (
+    "tests/end_to_end",
+    "tests/unit/providers",
+    "tests/contract",
+    "tests/edge",
+    "tests/unit/test_",
+    "tests/unit/tracking",
+    "tests/unit/serving",
+)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
