@@ -286,6 +286,8 @@ class Daemon:
         box.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             box.bind((web.host, web.port))
+            # At once: systemd is told that we are ready before the page's server has its first turn.
+            box.listen()
         except OSError as error:
             box.close()
             raise PortError(
