@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from notebooked_dagster.components.spec import ExperimentSpec
     from notebooked_dagster.providers.base import BaseProvider
     from notebooked_dagster.resources import Workplace
+    from notebooked_dagster.resources.code_state import Versions
 
 
 class Project:
@@ -160,21 +161,16 @@ class Project:
 
 def stale_code(project: Project, spec: ExperimentSpec, instance: dg.DagsterInstance) -> list[str]:
     """Which of an experiment's generated code is not what the notebook says now."""
-    from notebooked_dagster.resources.code_state import code_state, versions
+    from notebooked_dagster.components.reporting import latest
 
     try:
-        now = versions(code_state(spec.notebook, spec.config, project.place.state), spec.config)
+        now = _versions_now(project, spec)
     except NotebookedError as error:
         return [f"unreadable: {error.message}"]
     stale = []
     for part, wanted in (("training_code", now.training), ("inference_code", now.inference)):
-        event = instance.get_latest_materialization_event(spec.key(part))
-        tags = (
-            (event.asset_materialization.tags or {})
-            if event is not None and event.asset_materialization
-            else {}
-        )
-        if tags.get("dagster/data_version") != wanted:
+        made = latest(instance, spec.key(part))
+        if ((made.tags or {}) if made is not None else {}).get("dagster/data_version") != wanted:
             stale.append(part)
     return stale
 
@@ -188,17 +184,22 @@ def trains_otherwise(
     has generated some too. A notebook that cannot be read trains otherwise.
     """
     from notebooked_dagster.components.reporting import latest
-    from notebooked_dagster.resources.code_state import code_state, versions
 
     model = latest(instance, spec.key("model"), partition) or latest(instance, spec.key("training_code"))
     key = spec.key("training_code").to_user_string()
     tags = (model.tags or {}) if model is not None else {}
     before = tags.get(f"dagster/input_data_version/{key}") or tags.get("dagster/data_version")
     try:
-        now = versions(code_state(spec.notebook, spec.config, project.place.state), spec.config)
+        return before != _versions_now(project, spec).training
     except NotebookedError:
         return True
-    return before != now.training
+
+
+def _versions_now(project: Project, spec: ExperimentSpec) -> Versions:
+    """What the notebook's code means now. Raises NotebookedError where it cannot be read."""
+    from notebooked_dagster.resources.code_state import code_state, versions
+
+    return versions(code_state(spec.notebook, spec.config, project.place.state), spec.config)
 
 
 def run_assets(
