@@ -238,9 +238,7 @@ class Hosting:
         yield from (found or {}).get("value", ())
 
     def _document(self, name: str, version: str) -> dict[str, Any]:
-        raw = self._storage.read(self._place(name, version, "deployment.json"))
-        found: dict[str, Any] = json.loads(raw) if raw else {}
-        return found
+        return self._storage.document(self._place(name, version, "deployment.json")) or {}
 
     def _azure(self, name: str) -> str:
         return azure_name(self._session.workspace_id, name)

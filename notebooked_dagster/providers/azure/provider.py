@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from datetime import datetime
 from functools import cached_property
@@ -15,7 +14,6 @@ from notebooked_dagster.errors import ConfigError, DataError, NotebookedError
 from notebooked_dagster.providers.arguments import checked_options, is_url
 from notebooked_dagster.providers.base import Capability, Experiment, Plan
 from notebooked_dagster.providers.cloud.endpoints import said
-from notebooked_dagster.providers.cloud.package import unpack
 from notebooked_dagster.providers.cloud.provider import CloudProvider, Remote
 from notebooked_dagster.providers.jobs import JobSpec
 
@@ -249,10 +247,7 @@ class AzureProvider(CloudProvider):
         return lines, places
 
     def _fetch_code(self, job_id: str, target: Path) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            archive = Path(folder) / "source.tar.gz"
-            self.storage.fetch(self._source(job_id), archive)
-            unpack(archive, target)
+        self.storage.fetch_archive(self._source(job_id), target)
 
     def _fetch_output(self, job_id: str, remote: Remote, target: Path) -> None:
         self.storage.fetch_folder(self.storage.uri("jobs", job_id, "output"), target)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import threading
@@ -15,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from notebooked_dagster.errors import ConfigError, DataError, DeploymentConflictError
-from notebooked_dagster.tracking.lineage import data_hash
+from notebooked_dagster.providers.cloud.storage import CloudStorage
 
 from .session import AzureSession, code_of, package, translated
 
@@ -27,7 +26,7 @@ _LEASE = 60
 _PARALLEL = 4
 
 
-class Storage:
+class Storage(CloudStorage):
     """One folder of one blob datastore.
 
     Args:
@@ -66,11 +65,6 @@ class Storage:
         """Send a file."""
         with translated(f"{uri} cannot be written"), path.open("rb") as stream:
             self._blob(uri).upload_blob(stream, overwrite=True, max_concurrency=_PARALLEL)
-
-    def upload_folder(self, folder: Path, uri: str) -> None:
-        """Send all files of a folder."""
-        for path in sorted(item for item in folder.rglob("*") if item.is_file()):
-            self.upload(path, f"{uri}/{path.relative_to(folder).as_posix()}")
 
     def write(self, uri: str, content: bytes, *, new: bool = False) -> bool:
         """Write a blob; with ``new`` only where there is none. Returns whether it was written."""
@@ -137,20 +131,6 @@ class Storage:
                 if error.status_code == 416 or code_of(error) == "InvalidRange":
                     return b""
                 raise
-
-    def put_data(self, data: Path) -> str:
-        """Send a file or folder, unless the same content is there already; returns its address."""
-        name = data_hash(data).partition(":")[2][:20]
-        base = self.uri("data", name)
-        target = f"{base}/{data.name}" if data.is_file() else f"{base}/files"
-        done = f"{base}/.complete"
-        if self.read(done) is None:
-            if data.is_file():
-                self.upload(data, target)
-            else:
-                self.upload_folder(data, target)
-            self.write(done, json.dumps({"name": data.name}).encode())
-        return target
 
     def names(self, uri: str) -> Iterator[str]:
         """The addresses of all blobs below one."""

@@ -15,7 +15,6 @@ import contextlib
 import json
 import logging
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -34,7 +33,6 @@ from notebooked_dagster.errors import (
 )
 from notebooked_dagster.providers.base import Endpoint, EndpointStatus, Experiment
 from notebooked_dagster.providers.cloud import serving
-from notebooked_dagster.providers.cloud.package import unpack
 from notebooked_dagster.providers.cloud.serving import ROLES, InputCheck, conflict
 from notebooked_dagster.providers.cloud.waiting import OutOfReachError, until
 from notebooked_dagster.providers.failures import find_traceback, remapped_traceback
@@ -224,9 +222,7 @@ class Hosting:
                 raise
 
     def _document(self, name: str, version: str) -> dict[str, Any]:
-        found = self._storage.read(self._place(name, version))
-        document: dict[str, Any] = json.loads(found) if found else {}
-        return document
+        return self._storage.document(self._place(name, version)) or {}
 
     def _place(self, name: str, version: str | None = None) -> str:
         parts = () if version is None else (f"v{version}.json",)
@@ -340,7 +336,7 @@ class Hosting:
         # Our folder goes last: while it is there, a deletion that was cut off can be finished.
         if not (_is_ours(found) if found is not None else descriptions or self._registry.versions(name)):
             raise self._unknown(name)
-        documents = [json.loads(self._storage.read(f"{place}/{file}") or b"{}") for file in descriptions]
+        documents = [self._storage.document(file) or {} for file in descriptions]
         self._delete_endpoint(name)
         self._registry.remove_all(name)
         self._storage.remove_below(place)
@@ -357,10 +353,7 @@ class Hosting:
             return None
 
     def _fetch(self, uri: str, target: Path) -> None:
-        with tempfile.TemporaryDirectory() as temporary:
-            archive = Path(temporary) / "model.tar.gz"
-            self._storage.fetch(volume_path(uri), archive)
-            unpack(archive, target)
+        self._storage.fetch_archive(volume_path(uri), target)
 
     def _entity(
         self, name: str, version: str, experiment: Experiment, options: DatabricksEndpoint

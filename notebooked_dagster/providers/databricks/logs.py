@@ -13,10 +13,11 @@ _PIECE = re.compile(r"\d{8}\.txt")
 def job_lines(storage: Storage, folder: str, cursor: Any) -> tuple[list[str], Any]:
     """The lines of a training job since a cursor (None for the first), and the cursor after them."""
     lines: list[str] = []
-    for name in storage.names(folder):
+    for path in storage.names(folder):
+        name = path.rpartition("/")[2]
         if not _PIECE.fullmatch(name) or (cursor is not None and name <= cursor):
             continue
-        content = storage.read(f"{folder}/{name}")
+        content = storage.read(path)
         if content is None:
             break
         lines.extend(split(content.decode("utf-8", "replace")))

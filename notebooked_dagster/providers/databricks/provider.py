@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
@@ -15,7 +14,6 @@ from notebooked_dagster.errors import ConfigError, CredentialsError, DataError
 from notebooked_dagster.providers.arguments import checked_options, is_url
 from notebooked_dagster.providers.base import Capability, Experiment, JobStatus, Plan
 from notebooked_dagster.providers.cloud.endpoints import said
-from notebooked_dagster.providers.cloud.package import unpack
 from notebooked_dagster.providers.cloud.provider import CloudProvider, Remote
 from notebooked_dagster.providers.jobs import JobSpec
 
@@ -237,25 +235,19 @@ class DatabricksProvider(CloudProvider):
         return self.storage.read(self.storage.path("jobs", job_id, "pipes", f"{number}.json"))
 
     def _fetch_code(self, job_id: str, target: Path) -> None:
-        self._fetch_archive(self._source(job_id, "package.tar.gz"), target)
+        self.storage.fetch_archive(self._source(job_id, "package.tar.gz"), target)
 
     def _fetch_output(self, job_id: str, remote: Remote, target: Path) -> None:
-        self._fetch_archive(self.storage.path("jobs", job_id, "output.tar.gz"), target)
+        self.storage.fetch_archive(self.storage.path("jobs", job_id, "output.tar.gz"), target)
 
     def _fetch_model(self, job_id: str, remote: Remote, target: Path) -> None:
-        self._fetch_archive(volume_path(self._model(job_id)), target)
+        self.storage.fetch_archive(volume_path(self._model(job_id)), target)
 
     def _has_model(self, job_id: str, remote: Remote) -> bool:
         return self.storage.holds_a_file(volume_path(self._model(job_id)))
 
     def _model(self, job_id: str) -> str:
         return self.storage.uri("jobs", job_id, "model", "model.tar.gz")
-
-    def _fetch_archive(self, path: str, target: Path) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            archive = Path(folder) / "fetched.tar.gz"
-            self.storage.fetch(path, archive)
-            unpack(archive, target)
 
     # Serving
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from notebooked_dagster.errors import DataError
-from notebooked_dagster.tracking.lineage import data_hash
+from notebooked_dagster.providers.cloud.storage import CloudStorage
 
 from .session import DatabricksSession, code_of, translated
 
@@ -20,7 +20,7 @@ from .session import DatabricksSession, code_of, translated
 SCHEME = "dbfs://"
 
 
-class Storage:
+class Storage(CloudStorage):
     """One folder of one volume.
 
     Args:
@@ -30,6 +30,8 @@ class Storage:
         volume: The volume; it has to exist.
         prefix: The folder in it.
     """
+
+    complete = "complete"
 
     def __init__(
         self, session: DatabricksSession, catalog: str, schema: str, volume: str, prefix: str
@@ -140,20 +142,6 @@ class Storage:
                         raise
                     raise DataError(f"{path} is damaged: {error}.") from error
 
-    def put_data(self, data: Path) -> str:
-        """Send a file or folder, unless the same content is there already; returns its path."""
-        name = data_hash(data).partition(":")[2][:20]
-        base = self.path("data", name)
-        target = f"{base}/{data.name}" if data.is_file() else f"{base}/files"
-        done = f"{base}/complete"
-        if self.written_at(done) is None:
-            for file in [data] if data.is_file() else sorted(p for p in data.rglob("*") if p.is_file()):
-                self.upload(
-                    file, target if data.is_file() else f"{target}/{file.relative_to(data).as_posix()}"
-                )
-            self.write(done, str(data).encode())
-        return target
-
     def holds(self, path: str) -> bool:
         """Whether there is a file or folder of this path."""
         if self.written_at(path) is not None:
@@ -168,15 +156,9 @@ class Storage:
         return True
 
     def names(self, path: str) -> list[str]:
-        """The names of the files and folders in a folder; none where there is no such folder."""
+        """The paths of all files below a folder; none where there is no such folder."""
         with translated(f"{path} cannot be listed"):
-            try:
-                found = self._session.again(lambda: list(self._files.list_directory_contents(path)))
-            except Exception as error:
-                if code_of(error) == 404:
-                    return []
-                raise
-        return sorted(str(entry.name) for entry in found)
+            return sorted(found for found, is_folder in self._walk(path) if not is_folder)
 
     def remove_below(self, path: str) -> None:
         """Remove a folder with all that is in it."""

@@ -33,7 +33,6 @@ from notebooked_dagster.errors import (
 )
 from notebooked_dagster.providers.base import Endpoint, EndpointStatus, Experiment
 from notebooked_dagster.providers.cloud import serving
-from notebooked_dagster.providers.cloud.package import unpack
 from notebooked_dagster.providers.cloud.serving import ROLES, InputCheck, conflict
 from notebooked_dagster.providers.cloud.waiting import until
 from notebooked_dagster.providers.failures import find_traceback, remapped_traceback
@@ -214,9 +213,7 @@ class Hosting:
         )
 
     def _document(self, name: str, version: str) -> dict[str, Any]:
-        raw = self._storage.read(self._place(name, version, "deployment.json"))
-        found: dict[str, Any] = json.loads(raw) if raw else {}
-        return found
+        return self._storage.document(self._place(name, version, "deployment.json")) or {}
 
     def _place(self, name: str, *parts: str) -> str:
         head = [f"v{parts[0]}", *parts[1:]] if parts else []
@@ -257,7 +254,9 @@ class Hosting:
         check_name(name)
         serving.check_weight(weight)
         before = self._before(name)
-        folder = serving.model_folder(model_uri, "s3://", self._models, self._fetch, tracking_uri)
+        folder = serving.model_folder(
+            model_uri, "s3://", self._models, self._storage.fetch_archive, tracking_uri
+        )
         version = self._reserve(name, before)
         roles = serving.roles_after(before.roles if before is not None else {}, version, weight)
         try:
@@ -349,12 +348,6 @@ class Hosting:
             self.delete(name)
             return None
         return state
-
-    def _fetch(self, uri: str, target: Path) -> None:
-        with tempfile.TemporaryDirectory() as temporary:
-            archive = Path(temporary) / "model.tar.gz"
-            self._storage.fetch(uri, archive)
-            unpack(archive, target)
 
     def _reserve(self, name: str, before: State | None) -> str:
         """The next version's number, which nobody else gets."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from datetime import datetime
 from functools import cached_property
@@ -14,7 +13,7 @@ from notebooked_dagster.errors import ConfigError, DataError
 from notebooked_dagster.providers.arguments import checked_options, is_url
 from notebooked_dagster.providers.base import Capability, Experiment, Plan
 from notebooked_dagster.providers.cloud.endpoints import said
-from notebooked_dagster.providers.cloud.package import requirements, unpack
+from notebooked_dagster.providers.cloud.package import requirements
 from notebooked_dagster.providers.cloud.provider import CloudProvider, Remote
 from notebooked_dagster.providers.jobs import JobSpec
 
@@ -311,25 +310,19 @@ class SageMakerProvider(CloudProvider):
         return lines, tokens
 
     def _fetch_code(self, job_id: str, target: Path) -> None:
-        self._fetch_archive(self._source(job_id), target)
+        self.storage.fetch_archive(self._source(job_id), target)
 
     def _fetch_output(self, job_id: str, remote: Remote, target: Path) -> None:
-        self._fetch_archive(self.storage.uri("jobs", job_id, "output", "output.tar.gz"), target)
+        self.storage.fetch_archive(self.storage.uri("jobs", job_id, "output", "output.tar.gz"), target)
 
     def _fetch_model(self, job_id: str, remote: Remote, target: Path) -> None:
-        self._fetch_archive(self._model(job_id, remote), target)
+        self.storage.fetch_archive(self._model(job_id, remote), target)
 
     def _has_model(self, job_id: str, remote: Remote) -> bool:
         return self.storage.holds_a_file(self._model(job_id, remote))
 
     def _model(self, job_id: str, remote: Remote) -> str:
         return remote.model_uri or self.storage.uri("jobs", job_id, "output", "model.tar.gz")
-
-    def _fetch_archive(self, uri: str, target: Path) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            archive = Path(folder) / "fetched.tar.gz"
-            self.storage.fetch(uri, archive)
-            unpack(archive, target)
 
     # Serving
 

@@ -6,17 +6,16 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from notebooked_dagster.errors import DataError
-from notebooked_dagster.tracking.lineage import data_hash
+from notebooked_dagster.providers.cloud.storage import CloudStorage, bucket_and_key
 
 from .session import AwsSession, code_of, translated
 
 _GONE = ("NoSuchKey", "NoSuchBucket", "404", "NotFound")
 
 
-class Storage:
+class Storage(CloudStorage):
     """One folder of one bucket.
 
     Args:
@@ -97,20 +96,6 @@ class Storage:
                 except (tarfile.TarError, OSError, EOFError) as error:
                     raise DataError(f"{uri} is damaged: {error}.") from error
 
-    def put_data(self, data: Path) -> str:
-        """Send a file or folder, unless the same content is there already; returns its address."""
-        name = data_hash(data).partition(":")[2][:20]
-        base = self.uri("data", name)
-        target = f"{base}/{data.name}" if data.is_file() else f"{base}/files"
-        done = f"{base}/.complete"
-        if self.read(done) is None:
-            for path in [data] if data.is_file() else sorted(p for p in data.rglob("*") if p.is_file()):
-                self.upload(
-                    path, target if data.is_file() else f"{target}/{path.relative_to(data).as_posix()}"
-                )
-            self.write(done, str(data).encode())
-        return target
-
     def names(self, uri: str) -> Iterator[str]:
         """The addresses of all objects below one."""
         bucket, key = split(uri)
@@ -138,10 +123,7 @@ class Storage:
 
 def split(uri: str) -> tuple[str, str]:
     """Bucket and key. Raises DataError where it is no S3 address."""
-    parts = urlsplit(uri)
-    if parts.scheme != "s3" or not parts.netloc:
-        raise DataError(f"{uri!r} is no address in S3.", hint="One looks like s3://bucket/folder/file.")
-    return parts.netloc, parts.path.lstrip("/")
+    return bucket_and_key(uri, "s3", "S3")
 
 
 def is_there(s3: Any, uri: str) -> bool:

@@ -139,7 +139,7 @@ class Jobs:
         """The mark's generation, once it is ours; None where the job is there already."""
         waited_since, watched = time.monotonic(), 0
         while True:
-            found = self._storage.read(self._mark(name))
+            found = self._storage.versioned(self._mark(name))
             if found is None:
                 generation = self._storage.write(self._mark(name), _document(), generation=0)
                 if generation is not None:
@@ -212,7 +212,7 @@ class Jobs:
         return self._storage.uri("jobs", name, "job.json")
 
     def _marked(self, name: str) -> str | None:
-        found = self._storage.read(self._mark(name))
+        found = self._storage.versioned(self._mark(name))
         return _parsed(found[0]).get("job") if found is not None else None
 
     def _labelled(self, name: str, *, leave_one: bool = False) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -17,7 +16,6 @@ from notebooked_dagster.providers import jobs
 from notebooked_dagster.providers.arguments import checked_options, is_url
 from notebooked_dagster.providers.base import Capability, Experiment, Plan
 from notebooked_dagster.providers.cloud.endpoints import said
-from notebooked_dagster.providers.cloud.package import unpack
 from notebooked_dagster.providers.cloud.provider import CloudProvider, Remote
 from notebooked_dagster.providers.jobs import JobSpec
 
@@ -223,8 +221,7 @@ class VertexProvider(CloudProvider):
             )
 
     def _messages(self, job_id: str, number: int) -> bytes | None:
-        found = self.storage.read(self.storage.uri("jobs", job_id, "pipes", f"{number}.json"))
-        return found[0] if found is not None else None
+        return self.storage.read(self.storage.uri("jobs", job_id, "pipes", f"{number}.json"))
 
     def _look(self, job_id: str) -> Remote | None:
         found = self._jobs.find(job_id)
@@ -252,13 +249,13 @@ class VertexProvider(CloudProvider):
         return lines, (last, time.monotonic())
 
     def _fetch_code(self, job_id: str, target: Path) -> None:
-        self._fetch_archive(self._source(job_id), target)
+        self.storage.fetch_archive(self._source(job_id), target)
 
     def _fetch_output(self, job_id: str, remote: Remote, target: Path) -> None:
-        self._fetch_archive(self.storage.uri("jobs", job_id, "output.tar.gz"), target)
+        self.storage.fetch_archive(self.storage.uri("jobs", job_id, "output.tar.gz"), target)
 
     def _fetch_model(self, job_id: str, remote: Remote, target: Path) -> None:
-        self._fetch_archive(self._model(job_id), target)
+        self.storage.fetch_archive(self._model(job_id), target)
 
     def _has_model(self, job_id: str, remote: Remote) -> bool:
         return self.storage.holds_a_file(self._model(job_id))
@@ -266,12 +263,6 @@ class VertexProvider(CloudProvider):
     def _model(self, job_id: str) -> str:
         # AIP_MODEL_DIR is the folder `model` of the job's output.
         return self.storage.uri("jobs", job_id, "model", "model.tar.gz")
-
-    def _fetch_archive(self, uri: str, target: Path) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            archive = Path(folder) / "fetched.tar.gz"
-            self.storage.fetch(uri, archive)
-            unpack(archive, target)
 
     # Serving
 

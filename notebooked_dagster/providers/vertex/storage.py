@@ -6,17 +6,16 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from notebooked_dagster.errors import DataError
-from notebooked_dagster.tracking.lineage import data_hash
+from notebooked_dagster.providers.cloud.storage import CloudStorage, bucket_and_key
 
 from .session import TIMEOUT, GcpSession, code_of, translated
 
 _CHUNK = 1 << 20
 
 
-class Storage:
+class Storage(CloudStorage):
     """One folder of one bucket.
 
     Args:
@@ -73,10 +72,15 @@ class Storage:
 
     def _ours(self, uri: str, content: bytes) -> int | None:
         """The generation of an object that was there: the reply to an earlier try of ours may have been lost."""
-        found = self.read(uri)
+        found = self.versioned(uri)
         return found[1] if found is not None and found[0] == content else None
 
-    def read(self, uri: str) -> tuple[bytes, int] | None:
+    def read(self, uri: str) -> bytes | None:
+        """An object's content; None where there is none."""
+        found = self.versioned(uri)
+        return found[0] if found is not None else None
+
+    def versioned(self, uri: str) -> tuple[bytes, int] | None:
         """An object's content and generation; None where there is none."""
         blob = self._blob(uri)
         with translated(f"{uri} cannot be read"):
@@ -133,20 +137,6 @@ class Storage:
                     raise DataError(f"There is no {uri}.") from error
                 raise
 
-    def put_data(self, data: Path) -> str:
-        """Send a file or folder, unless the same content is there already; returns its address."""
-        name = data_hash(data).partition(":")[2][:20]
-        base = self.uri("data", name)
-        target = f"{base}/{data.name}" if data.is_file() else f"{base}/files"
-        done = f"{base}/.complete"
-        if self.read(done) is None:
-            for path in [data] if data.is_file() else sorted(p for p in data.rglob("*") if p.is_file()):
-                self.upload(
-                    path, target if data.is_file() else f"{target}/{path.relative_to(data).as_posix()}"
-                )
-            self.write(done, str(data).encode())
-        return target
-
     def holds(self, uri: str) -> bool:
         """Whether there is an object of this address, or any below it."""
         bucket, name = split(uri)
@@ -190,9 +180,4 @@ class Storage:
 
 def split(uri: str) -> tuple[str, str]:
     """Bucket and name. Raises DataError where it is no address in Cloud Storage."""
-    parts = urlsplit(uri)
-    if parts.scheme != "gs" or not parts.netloc:
-        raise DataError(
-            f"{uri!r} is no address in Cloud Storage.", hint="One looks like gs://bucket/folder/file."
-        )
-    return parts.netloc, parts.path.lstrip("/")
+    return bucket_and_key(uri, "gs", "Cloud Storage")
