@@ -80,6 +80,11 @@ def is_url(data: str) -> bool:
     return _URL.match(data) is not None
 
 
+def is_elsewhere(data: str | None, scheme: str) -> bool:
+    """Whether data is at an address that does not start so."""
+    return data is not None and is_url(data) and not data.startswith(scheme)
+
+
 def data_location(experiment: Experiment) -> str | None:
     """The data as the job gets it: an absolute path, or a URL as it stands.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from notebooked_dagster.errors import CapabilityError, EndpointNotFoundError
 
@@ -35,6 +35,10 @@ class Capability(StrEnum):
     MULTIPLE_INSTANCES = "multiple_instances"
     PLAN = "plan"
     PIPES = "pipes"
+
+
+#: What a provider declares that can do everything.
+ALL_CAPABILITIES: Final = frozenset(Capability)
 
 
 class JobStatus(StrEnum):

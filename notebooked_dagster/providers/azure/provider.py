@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from notebooked_dagster.config.azure import AzureEndpoint, AzureOptions, AzureTraining
 from notebooked_dagster.errors import ConfigError, DataError, NotebookedError
 from notebooked_dagster.providers.arguments import checked_options, is_url
-from notebooked_dagster.providers.base import Capability, Experiment, Plan
+from notebooked_dagster.providers.base import ALL_CAPABILITIES, Capability, Experiment, Plan
 from notebooked_dagster.providers.cloud.endpoints import said
 from notebooked_dagster.providers.cloud.provider import CloudProvider, Remote
 from notebooked_dagster.providers.jobs import JobSpec
@@ -52,23 +52,7 @@ class AzureProvider(CloudProvider):
 
     name: ClassVar[str] = "azure"
     request_span: ClassVar[tuple[str, Mapping[str, str]]] = ("POST /score", {"http.request.method": "POST"})
-    capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        {
-            Capability.TRAIN,
-            Capability.TRAIN_NO_WAIT,
-            Capability.CANCEL,
-            Capability.LOGS,
-            Capability.OWN_ENVIRONMENT,
-            Capability.DEPLOY,
-            Capability.ROLLBACK,
-            Capability.TRAFFIC_SPLIT,
-            Capability.SURVIVES_RESTART,
-            Capability.GPU,
-            Capability.MULTIPLE_INSTANCES,
-            Capability.PLAN,
-            Capability.PIPES,
-        }
-    )
+    capabilities = ALL_CAPABILITIES - {Capability.ENDPOINT_LOGS}
 
     def __init__(
         self,
@@ -100,26 +84,28 @@ class AzureProvider(CloudProvider):
             patience=patience,
             log_grace=log_grace,
             cancel_on_interrupt=cancel_on_interrupt,
+            training={**({"compute": compute} if compute else {}), **said(training)},
+            endpoint=endpoint,
+            prices=prices,
         )
         self.session = AzureSession(subscription_id, resource_group, workspace, endpoint_url)
-        self.storage = Storage(self.session, datastore, prefix)
+        self._place = (datastore, prefix)
         self.identity = identity
-        self._training = {**({"compute": compute} if compute else {}), **said(training)}
-        self._endpoint_options = said(endpoint)
-        self.prices = dict(prices or {})
+
+    @cached_property
+    def storage(self) -> Storage:
+        """Our folder in the datastore."""
+        return Storage(self.session, *self._place)
 
     def options(self, given: Mapping[str, Any]) -> AzureOptions:
         """An experiment's options on top of the section's. Raises ConfigError."""
-        sections = {"training": self._training, "endpoint": self._endpoint_options}
-        return checked_options(AzureOptions, given, sections)
+        return checked_options(AzureOptions, given, self._sections)
 
     # Training
 
     def _check(self, experiment: Experiment) -> None:
         options = self.options(experiment.options)
         _ = self.session.workspace_id
-        if experiment.instance_count < 1:
-            raise ConfigError("instance_count has to be at least 1.", key="instance_count")
         kind = experiment.instance_type
         if kind is not None and options.training.compute is not None:
             raise ConfigError(
@@ -151,10 +137,6 @@ class AzureProvider(CloudProvider):
             options.image,
             options.environment,
         )
-
-    def checked_spec(self, experiment: Experiment) -> JobSpec:
-        """What would be asked for, checked as far as can be without asking Azure."""
-        return self._spec(experiment)
 
     def plan(self, experiment: Experiment, endpoint_name: str | None = None) -> Plan:
         """What training would send, cost and need; asks only what changes nothing."""
@@ -200,9 +182,6 @@ class AzureProvider(CloudProvider):
             # differs, and be it the MLflow run that this try began.
             if error.details.get("status") not in (400, 409) or self._look(job_id) is None:
                 raise
-
-    def _messages(self, job_id: str, number: int) -> bytes | None:
-        return self.storage.read(self.storage.uri("jobs", job_id, "pipes", f"{number}.json"))
 
     def _look(self, job_id: str) -> Remote | None:
         what = f"Training job {job_id!r} cannot be looked at"

@@ -25,6 +25,7 @@ from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 import filelock
+from pydantic import BaseModel
 
 from notebooked_dagster.core import tracing
 from notebooked_dagster.core.environment import has_login
@@ -32,6 +33,8 @@ from notebooked_dagster.core.redaction import REDACTOR
 from notebooked_dagster.core.retrying import budget_of
 from notebooked_dagster.core.settings import Settings
 from notebooked_dagster.errors import (
+    ConfigError,
+    CredentialsError,
     DataError,
     JobNotFoundError,
     NotebookedError,
@@ -47,8 +50,9 @@ from notebooked_dagster.providers.logs import emit
 from notebooked_dagster.providers.run_tracking import RunTracking
 
 from . import launch
-from .endpoints import CloudEndpoints
+from .endpoints import CloudEndpoints, said
 from .package import JOB, LAUNCHER, requirements, write_archive
+from .storage import CloudStorage
 from .waiting import OutOfReachError, until
 
 log = logging.getLogger("notebooked.providers.cloud")
@@ -101,6 +105,9 @@ class CloudProvider(CloudEndpoints):
         patience: Seconds that the cloud may be out of reach while a job is waited for.
         log_grace: Seconds that the last lines of a job's log may take to arrive.
         cancel_on_interrupt: Whether a job is stopped when the process that waits for it is interrupted.
+        training: What an experiment's ``options.training`` are on top of: a section of config.yaml, or its fields.
+        endpoint: Likewise, of ``options.endpoint``.
+        prices: USD an hour by machine, where they differ from the table that is shipped.
     """
 
     #: What a job needs installed to send messages of Dagster Pipes, beside ``dagster-pipes``.
@@ -116,6 +123,9 @@ class CloudProvider(CloudEndpoints):
         patience: float = 900.0,
         log_grace: float = 15.0,
         cancel_on_interrupt: bool = True,
+        training: Mapping[str, Any] | BaseModel | None = None,
+        endpoint: Mapping[str, Any] | BaseModel | None = None,
+        prices: Mapping[str, float] | None = None,
     ) -> None:
         state = (Path(state_dir).expanduser() if state_dir is not None else Settings().state).resolve()
         self.state = state / self.name
@@ -126,8 +136,15 @@ class CloudProvider(CloudEndpoints):
         self._log_grace = log_grace
         self._cancel_on_interrupt = cancel_on_interrupt
         self._store = JobStore(self.state / "jobs", self.name)
+        self._sections = {"training": said(training), "endpoint": said(endpoint)}
+        self.prices = dict(prices or {})
 
     # What a cloud has to say
+
+    @property
+    @abstractmethod
+    def storage(self) -> CloudStorage:
+        """Where scripts, data and models go."""
 
     @abstractmethod
     def _check(self, experiment: Experiment) -> None:
@@ -178,7 +195,7 @@ class CloudProvider(CloudEndpoints):
 
     def _messages(self, job_id: str, number: int) -> bytes | None:
         """A file of a job's messages, the first being 1; None where it is not there yet."""
-        raise self._cannot(Capability.PIPES)
+        return self.storage.read(self.storage.path("jobs", job_id, "pipes", f"{number}.json"))
 
     # Training
 
@@ -333,6 +350,10 @@ class CloudProvider(CloudEndpoints):
                 tracking.finish(JobStatus.FAILED)
         self._store.remove(record)
 
+    def checked_spec(self, experiment: Experiment) -> JobSpec:
+        """What would be asked for, checked as far as can be without asking the cloud."""
+        return self._spec(experiment)
+
     def _spec(self, experiment: Experiment) -> JobSpec:
         spec = spec_of(
             experiment,
@@ -341,11 +362,28 @@ class CloudProvider(CloudEndpoints):
             instance_count=experiment.instance_count,
             tracking_required=self._tracking_required,
         )
+        if experiment.instance_count < 1:
+            raise ConfigError("instance_count has to be at least 1.", key="instance_count")
         self._check(experiment)
         return spec
 
+    def _check_data(self, path: str) -> None:
+        """The job would find out only when it runs; who submits may not be allowed to look, and need not be."""
+        try:
+            there = self.storage.holds(path)
+        except CredentialsError:
+            return
+        if not there:
+            raise DataError(
+                f"There is nothing at {path}.",
+                key="data_path",
+                hint="Put the data there, or correct data_path.",
+            )
+
     def messages(self, job_id: str, cursor: Any = None) -> tuple[list[str], Any]:
         """The messages of Dagster Pipes that a job has sent since the cursor."""
+        if Capability.PIPES not in self.capabilities:
+            raise self._cannot(Capability.PIPES)
         return pipes.read_chunks(lambda number: self._messages(job_id, number), cursor)
 
     def _wait(self, job_id: str, on_log: LogSink | None, on_message: LogSink | None) -> JobRecord:

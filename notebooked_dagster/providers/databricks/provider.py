@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from notebooked_dagster.config.databricks import DatabricksEndpoint, DatabricksOptions, DatabricksTraining
-from notebooked_dagster.errors import ConfigError, CredentialsError, DataError
-from notebooked_dagster.providers.arguments import checked_options, is_url
-from notebooked_dagster.providers.base import Capability, Experiment, JobStatus, Plan
-from notebooked_dagster.providers.cloud.endpoints import said
+from notebooked_dagster.errors import ConfigError, DataError
+from notebooked_dagster.providers.arguments import checked_options, is_elsewhere, is_url
+from notebooked_dagster.providers.base import ALL_CAPABILITIES, Experiment, JobStatus, Plan
 from notebooked_dagster.providers.cloud.provider import CloudProvider, Remote
 from notebooked_dagster.providers.jobs import JobSpec
 
@@ -53,24 +52,7 @@ class DatabricksProvider(CloudProvider):
         "POST serving-endpoints/invocations",
         {"http.request.method": "POST"},
     )
-    capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        {
-            Capability.TRAIN,
-            Capability.TRAIN_NO_WAIT,
-            Capability.CANCEL,
-            Capability.LOGS,
-            Capability.ENDPOINT_LOGS,
-            Capability.OWN_ENVIRONMENT,
-            Capability.DEPLOY,
-            Capability.ROLLBACK,
-            Capability.TRAFFIC_SPLIT,
-            Capability.SURVIVES_RESTART,
-            Capability.GPU,
-            Capability.MULTIPLE_INSTANCES,
-            Capability.PLAN,
-            Capability.PIPES,
-        }
-    )
+    capabilities = ALL_CAPABILITIES
 
     def __init__(
         self,
@@ -100,13 +82,13 @@ class DatabricksProvider(CloudProvider):
             patience=patience,
             log_grace=log_grace,
             cancel_on_interrupt=cancel_on_interrupt,
+            training=training,
+            endpoint=endpoint,
+            prices=prices,
         )
         self.session = DatabricksSession(host, profile, pause=min(poll, 1.0))
         self._place = {"catalog": catalog, "schema_name": schema_name, "volume": volume}
         self._prefix = prefix
-        self._training = said(training)
-        self._endpoint_options = said(endpoint)
-        self.prices = dict(prices or {})
         self._jobs = Jobs(self.session, lambda: self.storage)
 
     @cached_property
@@ -124,32 +106,21 @@ class DatabricksProvider(CloudProvider):
 
     def options(self, given: Mapping[str, Any]) -> DatabricksOptions:
         """An experiment's options on top of the section's. Raises ConfigError."""
-        sections = {"training": self._training, "endpoint": self._endpoint_options}
-        return checked_options(DatabricksOptions, given, sections)
+        return checked_options(DatabricksOptions, given, self._sections)
 
     # Training
 
     def _check(self, experiment: Experiment) -> None:
         options = self.options(experiment.options)
         _ = self.storage
-        if experiment.instance_count < 1:
-            raise ConfigError("instance_count has to be at least 1.", key="instance_count")
         node_type(experiment.instance_type, options.training)
         split_environment(experiment.environment, serverless=options.training.serverless)
-        if (
-            experiment.data_path is not None
-            and is_url(experiment.data_path)
-            and not experiment.data_path.startswith("dbfs:///Volumes/")
-        ):
+        if is_elsewhere(experiment.data_path, "dbfs:///Volumes/"):
             raise DataError(
                 f"Databricks reads data from a volume or from this machine, not from {experiment.data_path!r}.",
                 key="data_path",
                 hint="Name a file of a volume: dbfs:///Volumes/catalog/schema/volume/file.",
             )
-
-    def checked_spec(self, experiment: Experiment) -> JobSpec:
-        """What would be asked for, checked as far as can be without asking Databricks."""
-        return self._spec(experiment)
 
     def plan(self, experiment: Experiment, endpoint_name: str | None = None) -> Plan:
         """What training would send, cost and need; asks only what changes nothing."""
@@ -191,19 +162,6 @@ class DatabricksProvider(CloudProvider):
         self.storage.upload(package, self._source(job_id, "package.tar.gz"))
         self._jobs.submit(job_id, request)
 
-    def _check_data(self, path: str) -> None:
-        """The run would find out only when it runs; who submits may not be allowed to look, and need not be."""
-        try:
-            there = self.storage.holds(path)
-        except CredentialsError:
-            return
-        if not there:
-            raise DataError(
-                f"There is nothing at {path}.",
-                key="data_path",
-                hint="Put the data there, or correct data_path.",
-            )
-
     def _look(self, job_id: str) -> Remote | None:
         found = self._jobs.find(job_id)
         if found is None:
@@ -230,9 +188,6 @@ class DatabricksProvider(CloudProvider):
             output = self._jobs.output(run)
             return split(str(output.logs or "") if output is not None else ""), "the run's own output"
         return lines, cursor
-
-    def _messages(self, job_id: str, number: int) -> bytes | None:
-        return self.storage.read(self.storage.path("jobs", job_id, "pipes", f"{number}.json"))
 
     def _fetch_code(self, job_id: str, target: Path) -> None:
         self.storage.fetch_archive(self._source(job_id, "package.tar.gz"), target)

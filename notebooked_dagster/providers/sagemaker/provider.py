@@ -10,9 +10,8 @@ from typing import Any, ClassVar
 
 from notebooked_dagster.config.sagemaker import SageMakerEndpoint, SageMakerOptions, SageMakerTraining
 from notebooked_dagster.errors import ConfigError, DataError
-from notebooked_dagster.providers.arguments import checked_options, is_url
-from notebooked_dagster.providers.base import Capability, Experiment, Plan
-from notebooked_dagster.providers.cloud.endpoints import said
+from notebooked_dagster.providers.arguments import checked_options, is_elsewhere, is_url
+from notebooked_dagster.providers.base import ALL_CAPABILITIES, Capability, Experiment, Plan
 from notebooked_dagster.providers.cloud.package import requirements
 from notebooked_dagster.providers.cloud.provider import CloudProvider, Remote
 from notebooked_dagster.providers.jobs import JobSpec
@@ -53,23 +52,7 @@ class SageMakerProvider(CloudProvider):
         "SageMaker Runtime/InvokeEndpoint",
         {"rpc.system": "aws-api", "rpc.service": "SageMaker Runtime", "rpc.method": "InvokeEndpoint"},
     )
-    capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        {
-            Capability.TRAIN,
-            Capability.TRAIN_NO_WAIT,
-            Capability.CANCEL,
-            Capability.LOGS,
-            Capability.OWN_ENVIRONMENT,
-            Capability.DEPLOY,
-            Capability.ROLLBACK,
-            Capability.TRAFFIC_SPLIT,
-            Capability.SURVIVES_RESTART,
-            Capability.GPU,
-            Capability.MULTIPLE_INSTANCES,
-            Capability.PLAN,
-            Capability.PIPES,
-        }
-    )
+    capabilities = ALL_CAPABILITIES - {Capability.ENDPOINT_LOGS}
     pipes_requirements: ClassVar[tuple[str, ...]] = ("boto3",)
 
     def __init__(
@@ -100,14 +83,14 @@ class SageMakerProvider(CloudProvider):
             patience=patience,
             log_grace=log_grace,
             cancel_on_interrupt=cancel_on_interrupt,
+            training=training,
+            endpoint=endpoint,
+            prices=prices,
         )
         self.session = AwsSession(region, profile, endpoint_url)
         self._role = role_arn
         self._bucket = bucket
         self._prefix = prefix
-        self._training = said(training)
-        self._endpoint_options = said(endpoint)
-        self.prices = dict(prices or {})
 
     @cached_property
     def storage(self) -> Storage:
@@ -133,16 +116,13 @@ class SageMakerProvider(CloudProvider):
 
     def options(self, given: Mapping[str, Any]) -> SageMakerOptions:
         """An experiment's options on top of the section's. Raises ConfigError."""
-        sections = {"training": self._training, "endpoint": self._endpoint_options}
-        return checked_options(SageMakerOptions, given, sections)
+        return checked_options(SageMakerOptions, given, self._sections)
 
     # Training
 
     def _check(self, experiment: Experiment) -> None:
         options = self.options(experiment.options)
         _ = self.role, self.storage
-        if experiment.instance_count < 1:
-            raise ConfigError("instance_count has to be at least 1.", key="instance_count")
         instance = experiment.instance_type or options.training.instance_type
         if not instance.startswith("ml."):
             raise ConfigError(
@@ -163,11 +143,7 @@ class SageMakerProvider(CloudProvider):
                 hint="Name a container that has them: options.training.image; and empty the notebook's requirements.",
             )
         self.training_image(experiment)
-        if (
-            experiment.data_path is not None
-            and is_url(experiment.data_path)
-            and not experiment.data_path.startswith("s3://")
-        ):
+        if is_elsewhere(experiment.data_path, "s3://"):
             raise DataError(
                 f"SageMaker reads data from S3 or from this machine, not from {experiment.data_path!r}.",
                 key="data_path",
@@ -184,10 +160,6 @@ class SageMakerProvider(CloudProvider):
             self.requirements(wanted),
             options.image,
         )
-
-    def checked_spec(self, experiment: Experiment) -> JobSpec:
-        """What would be asked for, checked as far as can be without asking AWS."""
-        return self._spec(experiment)
 
     def plan(self, experiment: Experiment, endpoint_name: str | None = None) -> Plan:
         """What training would send, cost and need; asks only what changes nothing."""
@@ -244,9 +216,6 @@ class SageMakerProvider(CloudProvider):
 
     def _pipes(self, job_id: str) -> str:
         return self.storage.uri("jobs", job_id, "pipes")
-
-    def _messages(self, job_id: str, number: int) -> bytes | None:
-        return self.storage.read(f"{self._pipes(job_id)}/{number}.json")
 
     def _look(self, job_id: str) -> Remote | None:
         from botocore.exceptions import ClientError

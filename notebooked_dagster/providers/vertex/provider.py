@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from notebooked_dagster.config.vertex import VertexEndpoint, VertexOptions, VertexTraining
-from notebooked_dagster.errors import ConfigError, CredentialsError, DataError
+from notebooked_dagster.errors import ConfigError, DataError
 from notebooked_dagster.providers import jobs
-from notebooked_dagster.providers.arguments import checked_options, is_url
-from notebooked_dagster.providers.base import Capability, Experiment, Plan
-from notebooked_dagster.providers.cloud.endpoints import said
+from notebooked_dagster.providers.arguments import checked_options, is_elsewhere, is_url
+from notebooked_dagster.providers.base import ALL_CAPABILITIES, Experiment, Plan
 from notebooked_dagster.providers.cloud.provider import CloudProvider, Remote
 from notebooked_dagster.providers.jobs import JobSpec
 
@@ -61,24 +60,7 @@ class VertexProvider(CloudProvider):
         "POST rawPredict",
         {"http.request.method": "POST"},
     )
-    capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        {
-            Capability.TRAIN,
-            Capability.TRAIN_NO_WAIT,
-            Capability.CANCEL,
-            Capability.LOGS,
-            Capability.ENDPOINT_LOGS,
-            Capability.OWN_ENVIRONMENT,
-            Capability.DEPLOY,
-            Capability.ROLLBACK,
-            Capability.TRAFFIC_SPLIT,
-            Capability.SURVIVES_RESTART,
-            Capability.GPU,
-            Capability.MULTIPLE_INSTANCES,
-            Capability.PLAN,
-            Capability.PIPES,
-        }
-    )
+    capabilities = ALL_CAPABILITIES
 
     def __init__(
         self,
@@ -111,6 +93,9 @@ class VertexProvider(CloudProvider):
             patience=patience,
             log_grace=log_grace,
             cancel_on_interrupt=cancel_on_interrupt,
+            training=training,
+            endpoint=endpoint,
+            prices=prices,
         )
         self.session = GcpSession(project, region, endpoint_url, pause=min(poll, 1.0))
         self.service_account = service_account
@@ -118,10 +103,7 @@ class VertexProvider(CloudProvider):
         self._kms_key = kms_key
         self._bucket = bucket
         self._prefix = prefix
-        self._training = said(training)
-        self._endpoint_options = said(endpoint)
         self._claim = claim
-        self.prices = dict(prices or {})
 
     @cached_property
     def storage(self) -> Storage:
@@ -140,22 +122,15 @@ class VertexProvider(CloudProvider):
 
     def options(self, given: Mapping[str, Any]) -> VertexOptions:
         """An experiment's options on top of the section's. Raises ConfigError."""
-        sections = {"training": self._training, "endpoint": self._endpoint_options}
-        return checked_options(VertexOptions, given, sections)
+        return checked_options(VertexOptions, given, self._sections)
 
     # Training
 
     def _check(self, experiment: Experiment) -> None:
         options = self.options(experiment.options)
         _ = self.session.region, self.storage
-        if experiment.instance_count < 1:
-            raise ConfigError("instance_count has to be at least 1.", key="instance_count")
         check_machine(experiment.instance_type or options.training.machine_type)
-        if (
-            experiment.data_path is not None
-            and is_url(experiment.data_path)
-            and not experiment.data_path.startswith("gs://")
-        ):
+        if is_elsewhere(experiment.data_path, "gs://"):
             raise DataError(
                 f"Vertex AI reads data from Cloud Storage or from this machine, not from {experiment.data_path!r}.",
                 key="data_path",
@@ -165,10 +140,6 @@ class VertexProvider(CloudProvider):
         """The container that an experiment trains in."""
         training = self.options(wanted.options).training
         return images.choose(self.session.region, training.accelerator, training.image)
-
-    def checked_spec(self, experiment: Experiment) -> JobSpec:
-        """What would be asked for, checked as far as can be without asking Google."""
-        return self._spec(experiment)
 
     def plan(self, experiment: Experiment, endpoint_name: str | None = None) -> Plan:
         """What training would send, cost and need; asks only what changes nothing."""
@@ -206,22 +177,6 @@ class VertexProvider(CloudProvider):
         request = self.request(job_id, spec, environment, data)
         self.storage.upload(package, self._source(job_id))
         self._jobs.submit(job_id, request)
-
-    def _check_data(self, data: str) -> None:
-        """The container would find out only when it runs; who submits may not be allowed to look, and need not be."""
-        try:
-            there = self.storage.holds(data)
-        except CredentialsError:
-            return
-        if not there:
-            raise DataError(
-                f"There is nothing at {data}.",
-                key="data_path",
-                hint="Put the data there, or correct data_path.",
-            )
-
-    def _messages(self, job_id: str, number: int) -> bytes | None:
-        return self.storage.read(self.storage.uri("jobs", job_id, "pipes", f"{number}.json"))
 
     def _look(self, job_id: str) -> Remote | None:
         found = self._jobs.find(job_id)

@@ -41,6 +41,7 @@ class DictCloud(CloudProvider):
     name: ClassVar[str] = "dict"
     capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.TRAIN, Capability.TRAIN_NO_WAIT})
     _hosting: Any = None
+    storage: Any = None
 
     def __init__(self, sky: Sky, state: Path, **more: Any) -> None:
         super().__init__(state, poll=0.0, log_grace=0.0, **more)
