@@ -33,6 +33,11 @@ def kube_name(name: str) -> str:
     return _PREFIX + name.replace("_", "-")
 
 
+def version_name(name: str, version: str) -> str:
+    """What holds a version of an endpoint."""
+    return f"{kube_name(name)}-v{version}"
+
+
 def marks(thing: Mapping[str, Any]) -> dict[str, str]:
     """The annotations of an object."""
     return dict(thing["metadata"].get("annotations") or {})
@@ -94,7 +99,7 @@ def deployment(
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": {
-            "name": f"{kube_name(name)}-v{version}",
+            "name": version_name(name, version),
             "labels": labels,
             "annotations": {ENDPOINT: name, NONCE: nonce},
         },

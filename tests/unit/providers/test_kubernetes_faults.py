@@ -621,13 +621,13 @@ def test_somebody_elses_change_is_a_conflict_and_nothing_is_left(
     kube: KubeServer, provider: KubernetesProvider, experiment: Experiment, model: str, tmp_path: Path
 ) -> None:
     provider.deploy(experiment, model, "live")
-    answers = provider._hosting._answers
+    answers = provider._hosting._versions.answers
 
-    def meanwhile(*given: object) -> None:
-        provider._hosting._answers = answers  # type: ignore[method-assign]
+    def meanwhile(*given: object, **more: object) -> None:
+        provider._hosting._versions.answers = answers  # type: ignore[method-assign]
         kubernetes_provider(tmp_path / "another", kube).deploy(experiment, model, "live")
 
-    provider._hosting._answers = meanwhile  # type: ignore[method-assign]
+    provider._hosting._versions.answers = meanwhile  # type: ignore[method-assign]
     with pytest.raises(DeploymentConflictError):
         provider.deploy(experiment, model, "live")
     assert provider.predict("live", ROWS) == {"predictions": [3.0]}

@@ -13,7 +13,7 @@ import pytest
 from notebooked_dagster.errors import ConfigError
 from notebooked_dagster.providers.base import Experiment, Plan
 from notebooked_dagster.providers.kubernetes import KubernetesProvider
-from notebooked_dagster.providers.kubernetes.hosting import pods_of_shares
+from notebooked_dagster.providers.kubernetes.deployments import pods_of_shares
 from notebooked_dagster.providers.kubernetes.plan import amount
 from notebooked_dagster.providers.kubernetes.policy import PLAN_RULES, RULES
 from notebooked_dagster.providers.kubernetes.training import index_of
