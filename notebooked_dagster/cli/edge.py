@@ -162,6 +162,8 @@ def provision(name: str) -> None:
     link = _link(device)
     link.ask("hello")
     script = (
+        # Runs go on when nobody is logged in, and endpoints come back when the power does; some systems want root for it.
+        "loginctl --no-ask-password enable-linger >/dev/null 2>&1; "
         'export PATH="$HOME/.local/bin:$PATH"; command -v uv || { '
         f"{shlex.quote(device.agent_python)} -m venv {shlex.quote(str(device.folder))}/uv && "
         f"{shlex.quote(str(device.folder))}/uv/bin/python -m pip install --quiet uv && mkdir -p ~/.local/bin && "

@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from . import hosting, spool
+from . import boot, hosting, spool
 from .journal import NAME, Journal, JournalError, clock, decode
 
 ROOT = Path.cwd().parents[1] if len(Path.cwd().parents) > 1 else Path.cwd()
@@ -190,14 +190,8 @@ def _spawn(folder: Path, alive: int) -> str:
 
 
 def _has_systemd() -> bool:
-    """Whether the user's own systemd runs, and goes on when nobody is logged in."""
-    user = os.environ.get("USER") or os.environ.get("LOGNAME") or ""
-    runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}")
-    return bool(
-        shutil.which("systemd-run")
-        and (runtime / "systemd/private").exists()
-        and Path("/var/lib/systemd/linger", user).is_file()
-    )
+    """Whether what the user's own systemd starts goes on when nobody is logged in."""
+    return bool(shutil.which("systemd-run") and boot.has_manager() and boot.lingers())
 
 
 # -- the keeper
@@ -585,6 +579,7 @@ def _hello(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         "runs": len(_runs()),
         "releases": [path.name for path in _whole(RELEASES)],
         "current": (ROOT / "current").resolve().name if (ROOT / "current").exists() else None,
+        "endpoints": boot.told(ROOT / "serving"),
     }, b""  # fmt: skip
 
 

@@ -1,11 +1,13 @@
 """Endpoints on a device, as the device has them: ``python -m notebooked_dagster.edge.endpoints FOLDER`` in a release's environment.
 
 One request as JSON on stdin; its answer, or the error that came of it, as JSON on stdout, or for a change in a file that is
-there as soon as it is whole. The agent (``hosting``) starts it; what it does is what the provider ``local`` does.
+there as soon as it is whole. The agent (``hosting``) starts it; what it does is what the provider ``local`` does. With
+``start`` behind the folder, it brings all endpoints back: what the device itself asks for when it has restarted (``boot``).
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -20,12 +22,18 @@ from notebooked_dagster.core.files import write_atomic
 from notebooked_dagster.errors import DeploymentError, InternalError, NotebookedError
 from notebooked_dagster.serving.control import DeploymentSpec, EndpointControl, EndpointState
 
+from . import boot
+
 STATE: TypeAdapter[EndpointState] = TypeAdapter(EndpointState)
+# How long a host's request may take that was quicker after a restart.
+_PATIENCE = 600.0
 
 
 def main() -> int:
     """Answer one request."""
     serving = Path(sys.argv[1])
+    if sys.argv[2:] == [boot.START]:
+        return _started(serving)
     request = json.load(sys.stdin)
     try:
         answer = {"answer": _DO[request["do"]](EndpointControl(serving), serving, request)}
@@ -35,6 +43,9 @@ def main() -> int:
         answer = {"error": InternalError(f"{type(error).__name__}: {error}").to_dict()}
     text = json.dumps(answer)
     if "token" in request:
+        # A disk without room for the unit is no reason to say of a deployment that it failed; `edge doctor` tells of it.
+        with contextlib.suppress(OSError):
+            boot.arrange(serving)
         write_atomic(serving / "changes" / f"{request['token']}.json", text, mode=0o600)
     else:
         sys.stdout.write(text)
@@ -69,6 +80,21 @@ def _held(serving: Path, state: EndpointState, request: Mapping[str, Any]) -> An
     running = [f"supervisor {state.supervisor_pid}", *(item.version for item in state.versions)]
     write_atomic(path, json.dumps({name: before.get(name, request["using"]) for name in running}), mode=0o600)
     return STATE.dump_python(state, mode="json")
+
+
+def _started(serving: Path) -> int:
+    """Bring back every endpoint that does not serve; fails where one cannot even be begun with."""
+    control = EndpointControl(serving, wait=_PATIENCE)
+    asked = {"using": json.loads((serving / "using.json").read_text())}
+    failed = 0
+    for name in [state.name for state in control.list()]:
+        try:
+            # Its supervisor goes on by itself: a model that takes long keeps no other one waiting.
+            _held(serving, control.ensure(name, patience=0.0), asked)
+        except NotebookedError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            failed = 1
+    return failed
 
 
 def _delete(control: EndpointControl, serving: Path, request: Mapping[str, Any]) -> Any:

@@ -12,9 +12,18 @@ from .ssh import Link
 
 REACHABLE = "reachable"
 DISK, TEMPERATURE, POWER, CLOCK, PYTHON, RSYNC = "disk", "temperature", "power", "clock", "python", "rsync"
+ENDPOINTS = "endpoints"
 _LEAST_SPACE = 500 * 1024 * 1024
 # A Pi slows itself down from 80 °C on.
 _HOT = 75.0
+# What its endpoints lack to be served again after a restart, with no host near -> why, and what to do.
+_LACKING = {
+    "systemd": ("it has no systemd of the user's", "Until then the sensor `endpoint_health` of this host does it."),
+    "unit": ("their unit is not there", "`notebooked deploy` writes it, where its disk has room."),
+    "linger": (
+        "its user's services start only when somebody logs in", "There: sudo loginctl enable-linger $USER"
+    ),
+}  # fmt: skip
 # As far as a run's events are believed to be of the time they say.
 _OFFSET = 2.0
 
@@ -82,6 +91,14 @@ class Health:
                     PYTHON, False, "The agent needs Python 3.11.", "Set `agent_python` to a newer one.", fatal=True
                 )
             )  # fmt: skip
+        if (lacking := seen["endpoints"]) is not None:
+            why, fix = _LACKING.get(lacking, ("", ""))
+            message = (
+                f"a restart does not bring its endpoints back: {why}"
+                if why
+                else "a restart brings its endpoints back"
+            )
+            found.append(_found(ENDPOINTS, not why, message, fix))
         if not seen["rsync"] or not shutil.which("rsync"):
             message = "rsync is missing on one side; all code is sent each time."
             found.append(Finding(RSYNC, False, message, "apt install rsync"))

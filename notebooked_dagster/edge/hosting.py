@@ -34,7 +34,7 @@ def told(request: dict[str, Any]) -> Answer:
     if using is None:
         return {"state": "none"}, b""
     done = subprocess.run(
-        _command(using), input=json.dumps(request).encode(), capture_output=True, check=False,
+        command(SERVING, using), input=json.dumps(request).encode(), capture_output=True, check=False,
         cwd=ROOT / "releases" / using["release"], env=_environment(using),
     )  # fmt: skip
     if done.returncode:
@@ -90,6 +90,12 @@ def asked(request: dict[str, Any]) -> Answer:
         connection.close()
 
 
+def command(serving: Path, using: dict[str, Any]) -> list[str]:
+    """What ``edge.endpoints`` is called with."""
+    python = using["python"] or str(serving.parent / "environments" / using["environment"] / "bin/python")
+    return [python, "-m", "notebooked_dagster.edge.endpoints", str(serving)]
+
+
 def held(root: Path) -> list[dict[str, Any]]:
     """The releases and environments that endpoints run from: they stay."""
     found = [using] if (using := _using(root / "serving")) is not None else []
@@ -115,18 +121,13 @@ COMMANDS: dict[str, Callable[[dict[str, Any]], Answer]] = {
 def _begin(request: dict[str, Any], using: dict[str, Any], handle: int) -> None:
     """Start the change; its process has the lock as long as it lives."""
     process = subprocess.Popen(
-        _command(using), stdin=subprocess.PIPE, stdout=handle, stderr=handle, pass_fds=(handle,),
+        command(SERVING, using), stdin=subprocess.PIPE, stdout=handle, stderr=handle, pass_fds=(handle,),
         cwd=ROOT / "releases" / using["release"], env=_environment(using), start_new_session=True,
     )  # fmt: skip
     assert process.stdin is not None
     # By a pipe and not by a file: it may hold what the model's server needs to sign in somewhere.
     with contextlib.suppress(BrokenPipeError), process.stdin as stream:
         stream.write(json.dumps({**request, "using": using}).encode())
-
-
-def _command(using: dict[str, Any]) -> list[str]:
-    python = using["python"] or str(ROOT / "environments" / using["environment"] / "bin/python")
-    return [python, "-m", "notebooked_dagster.edge.endpoints", str(SERVING)]
 
 
 def _environment(using: dict[str, Any]) -> dict[str, str]:

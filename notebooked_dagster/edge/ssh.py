@@ -25,7 +25,7 @@ from notebooked_dagster.errors import DeviceError, DeviceUnreachableError, Missi
 from .devices import Device
 
 #: What runs on the device.
-_AGENT = ("journal.py", "agent.py", "recording.py", "spool.py", "hosting.py")
+_AGENT = ("journal.py", "agent.py", "recording.py", "spool.py", "hosting.py", "boot.py")
 _PACKAGE = "notebooked_edge"
 # ssh's own code for everything that is the connection's fault.
 _SSH_FAILED = 255

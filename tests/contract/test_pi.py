@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+import shlex
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +29,7 @@ from notebooked_dagster.providers.pi import PiProvider
 from notebooked_dagster.providers.registry import get_provider
 from tests.contract.scripts import write_scripts
 from tests.contract.suite import ServingContract
-from tests.edge.edge_kit import SSHD, LoopbackDevice
+from tests.edge.edge_kit import SSHD, LoopbackDevice, kill, until
 
 ROW = {"dataframe_records": [{"x": 1.0}]}
 
@@ -40,7 +44,11 @@ def pi(root: Path) -> Iterator[LoopbackDevice]:
     """Two devices that are one: the same server, and a working folder for the contract and one for the faults."""
     if SSHD is None:
         pytest.skip("no OpenSSH server here (Debian: apt install openssh-server)")
-    device = LoopbackDevice(root / "pi")
+    # A user's systemd, as far as files go: that it is there, and where its units are.
+    environment = {"XDG_RUNTIME_DIR": str(root / "runtime"), "XDG_CONFIG_HOME": str(root / "config")}
+    (root / "runtime/systemd").mkdir(parents=True)
+    (root / "runtime/systemd/private").touch()
+    device = LoopbackDevice(root / "pi", environment=environment)
     device.start()
     project = root / "project"
     project.mkdir()
@@ -90,14 +98,21 @@ class TestPi(ServingContract):
 # What a bad link does
 
 
+def units(root: Path) -> set[Path]:
+    """The units of its user, and what is begun with when it starts."""
+    return {path for path in (root / "config/systemd/user").rglob("*") if not path.is_dir()}
+
+
 @pytest.fixture(scope="module")
 def served(root: Path, trained: tuple[Experiment, list[str]]) -> Iterator[Experiment]:
     """The endpoint ``echo`` on the other device: x + 2."""
     experiment, models = trained
     provider = provider_of(root, "other")
+    before = units(root)
     provider.deploy(experiment, models[0], "echo")
     yield experiment
     provider.delete_endpoint("echo")
+    assert units(root) == before
 
 
 @pytest.fixture
@@ -208,6 +223,32 @@ def test_the_code_that_serves_is_not_tidied_away(
         (releases / name / ".complete").touch()
         link.ask("activate", {"release": name, "files": {}, "keep": 0})
     assert {path.name for path in releases.iterdir()} == serving | {"b"}
+
+
+def test_a_device_that_has_restarted_serves_again_by_itself(
+    root: Path, other: PiProvider, served: Experiment, tmp_path: Path
+) -> None:
+    """What systemd would start is started here, twice at once: there is one server, whoever is quicker."""
+    serving = root / "pi/other/serving"
+    unit = next(path for path in units(root) if str(serving) in path.read_text())
+    record = serving / "endpoints/echo/endpoint.json"
+    before = json.loads(record.read_text())
+    for identity in (before["supervisor"], *(item["process"] for item in before["versions"].values())):
+        if identity is not None:
+            kill(identity["pid"])
+    (command,) = (line for line in unit.read_text().splitlines() if line.startswith("ExecStart="))
+    words = shlex.split(command.removeprefix("ExecStart="))
+    starts = [subprocess.Popen(words, env={"PATH": os.environ["PATH"]}, cwd=tmp_path) for _ in range(2)]
+    assert [start.wait() for start in starts] == [0, 0]
+    until(lambda: serves(other, "echo"), 120, "the endpoint to be back")
+    after = json.loads(record.read_text())
+    assert after["port"] == before["port"]
+    assert after["supervisor"]["pid"] not in (None, before["supervisor"]["pid"])
+    assert json.loads((serving / "held/echo.json").read_text())[f"supervisor {after['supervisor']['pid']}"]
+
+
+def serves(provider: PiProvider, endpoint: str) -> bool:
+    return provider.endpoint(endpoint).status is EndpointStatus.HEALTHY
 
 
 def test_without_a_device_nothing_is_guessed(tmp_path: Path) -> None:

@@ -104,13 +104,20 @@ class LoopbackDevice:
         name: What runs call it by.
         address: Where it listens.
         within: The command that runs it in a network of its own.
+        environment: Variables of its sessions.
     """
 
     #: How many times as long it may take.
     slower = 1
 
     def __init__(
-        self, root: Path, name: str = "pi", *, address: str = "127.0.0.1", within: Sequence[str] = ()
+        self,
+        root: Path,
+        name: str = "pi",
+        *,
+        address: str = "127.0.0.1",
+        within: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         assert SSHD is not None
         self.name = name
@@ -142,6 +149,10 @@ class LoopbackDevice:
             MaxStartups 100
             """)
         )
+        if environment:
+            told = " ".join(f"{name}={value}" for name, value in environment.items())
+            with (root / "sshd_config").open("a") as stream:
+                stream.write(f"SetEnv {told}\n")
 
     def start(self) -> None:
         if os.getuid() == 0:

@@ -19,6 +19,7 @@ from notebooked_dagster.sensors.devices import CHECKS, SENSOR, device_definition
 HELLO = {
     "boot": "x", "time": 0.0, "disk_free": 5_000_000_000, "disk_total": 9, "temperature": 51.4, "throttled": "0x0",
     "running": ["a"], "current": "abc", "rsync": True, "python": "3.11.2", "system": "Linux", "machine": "aarch64",
+    "endpoints": None,
 }  # fmt: skip
 
 
