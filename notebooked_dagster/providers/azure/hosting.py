@@ -14,9 +14,9 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from notebooked_dagster.config.azure import AzureEndpoint
 from notebooked_dagster.core import retrying, tracing
@@ -24,27 +24,23 @@ from notebooked_dagster.core.retrying import budget_of
 from notebooked_dagster.errors import (
     DeploymentError,
     EndpointNotFoundError,
-    InvalidInputError,
     NotebookedError,
     ProviderError,
 )
-from notebooked_dagster.providers.base import Endpoint, EndpointStatus, Experiment
+from notebooked_dagster.providers.base import Endpoint, EndpointStatus
+from notebooked_dagster.providers.cloud.hosting import CloudHosting, EndpointState, Wanted
 from notebooked_dagster.providers.cloud.package import requirements
 from notebooked_dagster.providers.cloud.serving import (
     ROLES,
-    InputCheck,
-    check_shares,
-    check_weight,
     conflict,
     deployments,
-    description,
-    model_folder,
+    model_error,
+    parsed,
     roles_after,
     roles_back,
     serving_code,
 )
-from notebooked_dagster.providers.cloud.waiting import OutOfReachError, until
-from notebooked_dagster.providers.failures import find_traceback, remapped_traceback
+from notebooked_dagster.providers.cloud.waiting import OutOfReachError
 
 from . import images
 from .serving import (
@@ -52,7 +48,6 @@ from .serving import (
     SCRIPT,
     autoscale_request,
     azure_name,
-    check_name,
     deployment_name,
     deployment_request,
     endpoint_request,
@@ -65,7 +60,6 @@ from .serving import (
 from .session import MONITOR_VERSION, AzureSession
 from .storage import Storage
 
-T = TypeVar("T")
 log = logging.getLogger("notebooked.providers.azure")
 _STATUS = {
     "Creating": EndpointStatus.CREATING,
@@ -81,37 +75,25 @@ _TRIES = 5
 _WRAPPED = "\nThe above exception was the direct cause of the following exception:"
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State(EndpointState):
     """An endpoint as Azure and our descriptions have it now.
 
     Attributes:
-        name: As the user calls it.
         resource: As Azure describes it.
         live: How each version's deployment stands.
-        roles: Version by role.
-        documents: Our description of each version.
     """
 
-    name: str
     resource: Mapping[str, Any]
     live: Mapping[str, str]
-    roles: Mapping[str, str]
-    documents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def status(self) -> str:
         """Azure's word."""
         return str(self.resource["properties"].get("provisioningState", ""))
 
-    @property
-    def weights(self) -> dict[str, int]:
-        """Share of the traffic of each version that is there."""
-        traffic = self.resource["properties"].get("traffic") or {}
-        return {version: int(traffic.get(deployment_name(version), 0)) for version in self.live}
 
-
-class Hosting:
+class Hosting(CloudHosting[State, AzureEndpoint]):
     """The endpoints of one workspace.
 
     Args:
@@ -122,45 +104,35 @@ class Hosting:
         poll: Seconds between two looks.
     """
 
+    provider, cloud, scheme = "azure", "Azure", "azureml://"
+    names = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_-]{0,49}[A-Za-z0-9])?")
+    names_are = "letters, digits and hyphens, at most 50 of them"
+    _storage: Storage
+
     def __init__(
         self, session: AzureSession, storage: Storage, identity: str | None, state: Path, *, poll: float
     ) -> None:
+        super().__init__(storage, state, poll=poll)
         self._session = session
-        self._storage = storage
         self._identity = identity
-        self._models = state / "models"
-        self._poll = poll
-        self._inputs = InputCheck(self._champion)
         self._doors: dict[str, tuple[str, str]] = {}
         # By endpoint: whether it is still we who may change it.
         self._holds: dict[str, Callable[[], None]] = {}
 
     # Asking
 
-    def get(self, name: str) -> Endpoint:
-        """One endpoint. Raises EndpointNotFoundError."""
-        return self._view(self._state(name))
-
     def all(self) -> list[Endpoint]:
         """All of ours, by name."""
         found = []
         for resource in self._session.pages("/onlineEndpoints", what="Endpoints cannot be listed"):
             name = (resource.get("tags") or {}).get(ENDPOINT_TAG)
-            if name and resource["name"] == self._azure(name):
+            if name and resource["name"] == self._id(name):
                 # Between the two calls somebody may have deleted it.
                 with contextlib.suppress(EndpointNotFoundError):
                     found.append(self._view(self._state(name, resource)))
         return sorted(found, key=lambda endpoint: endpoint.name)
 
-    def input_example(self, endpoint: Endpoint) -> Any:
-        """What the model that gets most of the traffic was saved with as an example of its input."""
-        served = max(endpoint.deployments, key=lambda item: item.weight, default=None)
-        return self._document(endpoint.name, served.version).get("input_example") if served else None
-
-    def predict(self, name: str, data: Any) -> Any:
-        """Ask an endpoint. Raises InvalidInputError, EndpointNotFoundError, ProviderError."""
-        body = json.dumps(data).encode()
-        self._inputs.check(name, body)
+    def _answer(self, name: str, body: bytes) -> Any:
         try:
             reply = self._score(name, body, tracing.headers())
         except OutOfReachError:
@@ -172,12 +144,7 @@ class Hosting:
             self._state(name)
         if reply.status_code != 200:
             raise _model_error(name, reply)
-        try:
-            return json.loads(reply.content)
-        except ValueError as error:
-            raise ProviderError(
-                f"Endpoint {name!r} did not answer with JSON: {reply.content[:200]!r}."
-            ) from error
+        return parsed(name, reply.content)
 
     def _score(self, name: str, body: bytes, headers: Mapping[str, str]) -> Any:
         what = f"Endpoint {name!r} cannot be asked"
@@ -205,8 +172,8 @@ class Hosting:
             self._doors[name] = (str(properties["scoringUri"]), key)
         return self._doors[name]
 
-    def _champion(self, name: str) -> Mapping[str, Any]:
-        check_name(name)
+    def _champion_document(self, name: str) -> Mapping[str, Any]:
+        # Without asking for the deployments.
         version = (self._resource(name).get("tags") or {}).get(role_tag("champion"), "")
         return self._document(name, version) if version else {}
 
@@ -221,7 +188,6 @@ class Hosting:
         return found
 
     def _state(self, name: str, resource: Mapping[str, Any] | None = None) -> State:
-        check_name(name)
         found = resource if resource is not None else self._resource(name)
         tags = found.get("tags") or {}
         roles = {role: tags[role_tag(role)] for role in ROLES if tags.get(role_tag(role))}
@@ -229,27 +195,27 @@ class Hosting:
         for item in self._deployments(name):
             if version := version_of(item["name"]):
                 live[version] = str(item["properties"].get("provisioningState", ""))
-        documents = {version: self._document(name, version) for version in roles.values()}
-        return State(name, found, live, roles, documents)
+        traffic = found["properties"].get("traffic") or {}
+        return State(
+            name=name,
+            resource=found,
+            live=live,
+            roles=roles,
+            weights={version: int(traffic.get(deployment_name(version), 0)) for version in live},
+            documents=self._documents(name, roles),
+        )
 
     def _deployments(self, name: str) -> Iterator[dict[str, Any]]:
         what = f"The deployments of endpoint {name!r} cannot be listed"
         found = self._session.call("GET", f"{self._path(name)}/deployments", what=what, missing=True)
         yield from (found or {}).get("value", ())
 
-    def _document(self, name: str, version: str) -> dict[str, Any]:
-        return self._storage.document(self._place(name, version, "deployment.json")) or {}
-
-    def _azure(self, name: str) -> str:
+    def _id(self, name: str) -> str:
         return azure_name(self._session.workspace_id, name)
 
     def _path(self, name: str) -> str:
-        check_name(name)
-        return f"/onlineEndpoints/{self._azure(name)}"
-
-    def _place(self, name: str, *parts: str) -> str:
-        head = [f"v{parts[0]}", *parts[1:]] if parts else []
-        return self._storage.uri("endpoints", self._azure(name), *head)
+        self._check_name(name)
+        return f"/onlineEndpoints/{self._id(name)}"
 
     def _view(self, state: State) -> Endpoint:
         found = deployments(
@@ -266,46 +232,31 @@ class Hosting:
         url = str(state.resource["properties"].get("scoringUri") or "")
         return Endpoint(state.name, "azure", url, status, found, message)
 
-    def _unknown(self, name: str) -> EndpointNotFoundError:
-        return EndpointNotFoundError(
-            f"There is no endpoint {name!r} at provider 'azure'.",
-            hint="`notebooked endpoints --provider azure` lists what there is.",
-        )
-
     # Changing
 
-    def deploy(
-        self,
-        experiment: Experiment,
-        options: AzureEndpoint,
-        model_uri: str,
-        name: str,
-        *,
-        weight: int,
-        labels: Mapping[str, str],
-        tracking_uri: str | None,
-    ) -> Endpoint:
-        """Serve a model; see ``BaseProvider.deploy``."""
-        check_name(name)
-        check_weight(weight)
-        folder = model_folder(model_uri, "azureml://", self._models, self._storage.fetch_folder, tracking_uri)
+    def _fetch_model(self, uri: str, target: Path) -> None:
+        self._storage.fetch_folder(uri, target)
+
+    def _deploy(self, wanted: Wanted[AzureEndpoint]) -> Endpoint:
+        name, options = wanted.name, wanted.options
+        folder = self._folder(wanted)
         with self._alone(name):
             before = self._before(name)
             version = self._next(name, before)
-            roles = roles_after(before.roles if before else {}, version, weight)
+            roles = roles_after(before.roles if before else {}, version, wanted.weight)
             try:
-                body, document = self._prepare(experiment, options, folder, model_uri, name, version, labels)
+                body, document = self._prepare(wanted, folder, version)
                 if before is None:
                     self._make_endpoint(name, options)
                 self._make_deployment(name, version, body)
                 self._scale(name, version, options)
                 self._try(name, version, document)
-                self._move(name, before, version, roles, weight, options, document)
+                self._move(wanted, before, version, roles, document)
             except BaseException:
                 self._withdraw(name, version, before)
                 raise
             self._tidy(name, options)
-            return self._view(self._state(name))
+            return self.get(name)
 
     def rollback(self, name: str) -> Endpoint:
         """Serve the previous version again."""
@@ -317,48 +268,42 @@ class Hosting:
             roles = {**roles_back(name, running), "previous": state.roles["champion"]}
             self._share(name, {roles["champion"]: 100}, roles)
             self._tidy(name, None)
-            return self._view(self._state(name))
+            return self.get(name)
 
-    def traffic(self, name: str, weights: Mapping[str, int]) -> Endpoint:
-        """Set each version's share."""
-        state = self._state(name)
-        check_shares(name, weights, state.weights)
-        with self._alone(name):
-            self._share(name, weights, state.roles)
-            return self._view(self._state(name))
+    def _share_out(self, state: State, weights: Mapping[str, int]) -> Endpoint:
+        with self._alone(state.name):
+            self._share(state.name, weights, state.roles)
+            return self.get(state.name)
 
     def delete(self, name: str) -> list[str]:
         """Remove an endpoint and all that was made for it."""
-        found, versions = self._found(name), self._versions(name)
+        found, versions = self._found(name), self._stored(name)
         # Our folder goes last: while it is there, a deletion that was cut off can be finished.
         if not (_is_ours(found, name) if found is not None else versions):
             raise self._unknown(name)
         documents = [self._document(name, str(version)) for version in versions]
         with self._alone(name):
             self._remove_endpoint(name)
-        kept = sorted({str(item.get("model_uri")) for item in documents} - {"None", ""})
         environments = sorted({str(item["environment"]) for item in documents if item.get("environment")})
-        return [
-            *(f"The model {uri} is kept." for uri in kept),
-            *(f"The environment {found} is kept: others may use it." for found in environments),
-        ]
+        kept = (f"The environment {found} is kept: others may use it." for found in environments)
+        return self._gone(name, documents, *kept)
 
     def _remove_endpoint(self, name: str) -> None:
         self._remove(self._path(name), f"Endpoint {name!r} cannot be deleted")
         for kind in ("models", "codes"):
-            where = f"/{kind}/{self._azure(name)}"
+            where = f"/{kind}/{self._id(name)}"
             what = f"What belongs to endpoint {name!r} cannot be removed"
             listed = self._session.call("GET", f"{where}/versions", what=what, missing=True)
             for item in (listed or {}).get("value", ()):
                 self._session.call("DELETE", f"{where}/versions/{item['name']}", what=what, missing=True)
             self._session.call("DELETE", where, what=what, missing=True)
-        for version in self._versions(name):
+        for version in self._stored(name):
             self._unscale(name, str(version))
         self._storage.remove_below(self._place(name))
         self._forget(name)
 
     def _forget(self, name: str) -> None:
-        self._inputs.forget(name)
+        self._input.forget(name)
         self._doors.pop(name, None)
 
     @staticmethod
@@ -373,7 +318,7 @@ class Hosting:
         """One at a time, from whichever machine; and what Azure says when somebody else changes it all the same."""
         said = conflict(name, "another deployment is under way")
         try:
-            with self._storage.lock(self._storage.uri("locks", self._azure(name)), said.message) as hold:
+            with self._storage.lock(self._storage.uri("locks", self._id(name)), said.message) as hold:
                 self._holds[name] = hold
                 yield
         except ProviderError as error:
@@ -389,7 +334,7 @@ class Hosting:
             return None
         if not _is_ours(found, name):
             raise DeploymentError(
-                f"The workspace has an endpoint {self._azure(name)!r} that is not of this project.",
+                f"The workspace has an endpoint {self._id(name)!r} that is not of this project.",
                 hint="Choose another name for the endpoint.",
             )
         state = self._state(name, found)
@@ -404,27 +349,15 @@ class Hosting:
     def _next(self, name: str, before: State | None) -> str:
         """The next version's number; never one that was used, so that nothing of another is taken for it."""
         served = [int(version) for version in (before.live if before else ())]
-        version = str(max([0, *self._versions(name), *served]) + 1)
+        version = str(max([0, *self._stored(name), *served]) + 1)
         self._storage.write(self._place(name, version, "reserved"), b"")
         return version
 
-    def _versions(self, name: str) -> set[int]:
-        """The numbers of the versions of which something is in our folder."""
-        start = self._place(name)
-        pattern = re.compile(rf"{re.escape(start)}/v(\d+)/")
-        return {int(match[1]) for uri in self._storage.names(start) if (match := pattern.match(uri))}
-
     def _prepare(
-        self,
-        experiment: Experiment,
-        options: AzureEndpoint,
-        folder: Path,
-        model_uri: str,
-        name: str,
-        version: str,
-        labels: Mapping[str, str],
+        self, wanted: Wanted[AzureEndpoint], folder: Path, version: str
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Model, code and environment of a version; the deployment's body and our description."""
+        name, options, experiment = wanted.name, wanted.options, wanted.experiment
         code = serving_code(experiment, folder)
         environment = images.choose(
             "inference",
@@ -435,8 +368,8 @@ class Hosting:
             options.environment,
         )
         images.ensure(self._session, environment)
-        place = model_uri
-        if not model_uri.startswith("azureml://"):
+        place = wanted.model_uri
+        if not place.startswith(self.scheme):
             place = self._place(name, version, "model")
             self._storage.upload_folder(folder, place)
         model = self._asset(
@@ -452,17 +385,12 @@ class Hosting:
             environment=environment_id,
             variables=experiment.environment,
         )
-        document = description(
-            experiment,
+        document = self._described(
+            wanted,
             folder,
-            model_uri,
             version,
-            labels,
             environment=environment_id.rpartition("/environments/")[2] if not environment.given else "",
             scales=options.autoscaling is not None,
-        )
-        self._storage.write(
-            self._place(name, version, "deployment.json"), json.dumps(document, indent=1).encode()
         )
         return body, document
 
@@ -478,7 +406,7 @@ class Hosting:
         return self._storage.url(target)
 
     def _asset(self, kind: str, name: str, version: str, properties: Mapping[str, Any]) -> str:
-        path = f"/{kind}/{self._azure(name)}/versions/{version}"
+        path = f"/{kind}/{self._id(name)}/versions/{version}"
         self._session.call(
             "PUT",
             path,
@@ -499,7 +427,7 @@ class Hosting:
         """Let a version have more machines under load, where that is wanted."""
         if options.autoscaling is None:
             return
-        setting = setting_name(self._azure(name), version)
+        setting = setting_name(self._id(name), version)
         deployment = f"{self._session.workspace_id}{self._path(name)}/deployments/{deployment_name(version)}"
         body = autoscale_request(
             name, options, options.autoscaling, setting, deployment, self._session.location
@@ -510,7 +438,7 @@ class Hosting:
         """Remove the setting of a version; Azure does not when the deployment goes."""
         if self._document(name, version).get("scales"):
             what = f"Autoscaling of endpoint {name!r} cannot be ended"
-            self._setting("DELETE", setting_name(self._azure(name), version), None, what)
+            self._setting("DELETE", setting_name(self._id(name), version), None, what)
 
     def _setting(self, method: str, setting: str, body: Mapping[str, Any] | None, what: str) -> None:
         self._session.call(
@@ -531,11 +459,12 @@ class Hosting:
         if state == "Succeeded":
             return
         reason = self._session.outcome(operation, what=what) or state or "it is gone"
-        trace = self._traceback(name, version) if version is not None else ""
-        raise DeploymentError(
-            f"Endpoint {name!r} did not become healthy: {reason.rstrip('.')}.\n{trace}".rstrip(),
-            hint=f"`az ml online-deployment get-logs --endpoint-name {self._azure(name)}` has the container's log.",
-            details={"status": state, "reason": reason},
+        raise self._unready(
+            name,
+            reason,
+            serves=False,
+            hint=f"`az ml online-deployment get-logs --endpoint-name {self._id(name)}` has the container's log.",
+            traceback="" if version is None else self._traceback(lambda: self._last_log(name, version)),
         )
 
     def _settled(self, look: Callable[[], dict[str, Any] | None]) -> str:
@@ -545,11 +474,7 @@ class Hosting:
             found = look()
             return str(found["properties"].get("provisioningState", "")) if found is not None else ""
 
-        return self._patiently(state, lambda seen: seen not in _MOVING)
-
-    def _patiently(self, look: Callable[[], T], done: Callable[[T], bool] = lambda _: True) -> T:
-        """Look until that is the end of it; long trouble is waited out."""
-        return until(look, done, budget=budget_of("azure"), poll=self._poll, timeout=None, say=log.warning)
+        return self._waited(state, lambda seen: seen not in _MOVING)
 
     def _try(self, name: str, version: str, document: Mapping[str, Any]) -> None:
         """Send the model's own example to the new version alone. Raises DeploymentError where it does not answer."""
@@ -580,20 +505,19 @@ class Hosting:
         said = "nothing" if reply is None else f"{reply.status_code}: {reply.content[:500]!r}"
         raise DeploymentError(
             f"Version {version} of endpoint {name!r} started, and answered the model's example with {said}.\n"
-            f"{self._traceback(name, version)}".rstrip(),
+            f"{self._traceback(lambda: self._last_log(name, version))}".rstrip(),
             hint="Correct the inference code; the version was removed.",
         )
 
     def _move(
         self,
-        name: str,
+        wanted: Wanted[AzureEndpoint],
         before: State | None,
         version: str,
         roles: Mapping[str, str],
-        weight: int,
-        options: AzureEndpoint,
         document: Mapping[str, Any],
     ) -> None:
+        name, weight, options = wanted.name, wanted.weight, wanted.options
         champion = before.roles.get("champion") if before is not None else None
         if champion is None or champion not in (before.live if before else {}):
             self._share(name, {version: 100}, roles)
@@ -633,14 +557,12 @@ class Hosting:
         body = with_traffic(self._resource(name), weights, roles)
         self._change(self._path(name), body, f"The traffic of endpoint {name!r} cannot be changed", name)
 
-    def _traceback(self, name: str, version: str) -> str:
-        """The last traceback of the container's log; empty where there is none to be had."""
+    def _last_log(self, name: str, version: str) -> str:
+        """The end of the container's log, as far as it is about the user's code."""
         path = f"{self._path(name)}/deployments/{deployment_name(version)}/getLogs"
-        with contextlib.suppress(Exception):
-            body = {"containerType": "InferenceServer", "tail": 500}
-            found = self._session.call("POST", path, body, what="The container's log cannot be read")
-            return remapped_traceback(logged_traceback(str((found or {}).get("content") or "")), Path())
-        return ""
+        body = {"containerType": "InferenceServer", "tail": 500}
+        found = self._session.call("POST", path, body, what="The container's log cannot be read")
+        return _own_part(str((found or {}).get("content") or ""))
 
     def _withdraw(self, name: str, version: str, before: State | None) -> None:
         """Remove what a deployment that failed made; what is served stays."""
@@ -668,7 +590,7 @@ class Hosting:
         self._remove(f"{self._path(name)}/deployments/{deployment_name(version)}", what)
         for kind in ("models", "codes"):
             self._session.call(
-                "DELETE", f"/{kind}/{self._azure(name)}/versions/{version}", what=what, missing=True
+                "DELETE", f"/{kind}/{self._id(name)}/versions/{version}", what=what, missing=True
             )
         self._unscale(name, version)
         # The number stays taken: Azure may remember what it was given under it.
@@ -694,14 +616,14 @@ def _is_ours(resource: Mapping[str, Any], name: str) -> bool:
     return (resource.get("tags") or {}).get(ENDPOINT_TAG) == name
 
 
-def logged_traceback(log_text: str) -> str:
-    """The last traceback of the user's code in the log of Azure's inference server; empty where there is none.
+def _own_part(log_text: str) -> str:
+    """The log of Azure's inference server from the last failure of the user's code on.
 
     The server writes its first line behind words of its own, and an exception of its own after it; where the code failed at
     the start, a second traceback follows that has only the server's.
     """
     last = re.split(r"(?m)^.*\bEncountered Exception:? (?=Traceback )", log_text)[-1]
-    return find_traceback(last.split(_WRAPPED)[0])
+    return last.split(_WRAPPED)[0]
 
 
 def _model_error(name: str, reply: Any) -> NotebookedError:
@@ -722,10 +644,4 @@ def _model_error(name: str, reply: Any) -> NotebookedError:
         return OutOfReachError(
             f"Endpoint {name!r} is busy: {said or status}.", hint="Try again in a minute.", details=details
         )
-    if 400 <= status < 500:
-        return InvalidInputError(f"Endpoint {name!r} refused the input: {said}", details=details)
-    return ProviderError(
-        f"Endpoint {name!r} failed to answer: {said}",
-        hint="`az ml online-deployment get-logs` has its log.",
-        details=details,
-    )
+    return model_error(name, status, said, "`az ml online-deployment get-logs` has its log.")

@@ -15,12 +15,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from notebooked_dagster.config.azure import Autoscaling, AzureEndpoint
-from notebooked_dagster.errors import ConfigError
 from notebooked_dagster.providers.cloud.serving import ROLES
 
 SCRIPT = "notebooked_score.py"
 ENDPOINT_TAG = "notebooked-endpoint"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,50}")
 _DEPLOYMENT = "version-"
 _LONGEST = 32
 _PROBE = 10
@@ -43,16 +41,6 @@ def deployment_name(version: str) -> str:
 def version_of(deployment: str) -> str:
     """The version of a deployment; empty where it is none of ours."""
     return deployment.removeprefix(_DEPLOYMENT) if re.fullmatch(rf"{_DEPLOYMENT}\d+", deployment) else ""
-
-
-def check_name(name: str) -> None:
-    """Raise ConfigError where no name at Azure can be made of it."""
-    if not _NAME.fullmatch(name) or name[-1] in "-_":
-        raise ConfigError(
-            f"{name!r} cannot be the name of an endpoint at Azure.",
-            key="endpoint.name",
-            hint="Use letters, digits and hyphens, at most 50 of them.",
-        )
 
 
 def endpoint_request(

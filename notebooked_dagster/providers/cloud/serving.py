@@ -18,6 +18,7 @@ from notebooked_dagster.errors import (
     DeploymentConflictError,
     DeploymentError,
     InvalidInputError,
+    NotebookedError,
     ProviderError,
 )
 from notebooked_dagster.providers.base import Deployment, EndpointStatus, Experiment
@@ -217,6 +218,22 @@ def deployments(
             )
         )
     return tuple(found)
+
+
+def parsed(name: str, text: bytes) -> Any:
+    """What an endpoint answered. Raises ProviderError where that is no JSON."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ProviderError(f"Endpoint {name!r} did not answer with JSON: {text[:200]!r}.") from error
+
+
+def model_error(name: str, status: int, said: str, hint: str) -> NotebookedError:
+    """What the server of a model answered that is no prediction, as ours; ``hint`` says where its log is."""
+    details = {"status": status, "endpoint": name}
+    if 400 <= status < 500:
+        return InvalidInputError(f"Endpoint {name!r} refused the input: {said[:2000]}", details=details)
+    return ProviderError(f"Endpoint {name!r} failed to answer: {said[:2000]}", hint=hint, details=details)
 
 
 def conflict(name: str, reason: str) -> DeploymentConflictError:

@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from notebooked_dagster.config.databricks import DatabricksEndpoint
 from notebooked_dagster.core import tracing
@@ -31,19 +30,16 @@ from notebooked_dagster.errors import (
     NotebookedError,
     ProviderError,
 )
-from notebooked_dagster.providers.base import Endpoint, EndpointStatus, Experiment
+from notebooked_dagster.providers.base import Endpoint, EndpointStatus
 from notebooked_dagster.providers.cloud import serving
-from notebooked_dagster.providers.cloud.serving import ROLES, InputCheck, conflict
-from notebooked_dagster.providers.cloud.waiting import OutOfReachError, until
-from notebooked_dagster.providers.failures import find_traceback, remapped_traceback
+from notebooked_dagster.providers.cloud.hosting import CloudHosting, EndpointState, Wanted
+from notebooked_dagster.providers.cloud.serving import ROLES, conflict
+from notebooked_dagster.providers.cloud.waiting import OutOfReachError
 
 from .registry import Registry
 from .session import DatabricksSession, code_of, once, package, translated
 from .storage import SCHEME, Storage, volume_path
 
-T = TypeVar("T")
-log = logging.getLogger("notebooked.providers.databricks")
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,48}[a-z0-9]|[a-z0-9]")
 _OURS, _ROLES, _NEXT = "notebooked_endpoint", "notebooked_roles", "notebooked_next"
 _BUSY = re.compile(r"(?i)in progress|being updated|currently updating|pending update|already exists|conflict")
 _FAILED = ("UPDATE_FAILED", "UPDATE_CANCELED")
@@ -58,34 +54,26 @@ _SAID = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State(EndpointState):
     """An endpoint as Databricks and our descriptions have it now.
 
     Attributes:
-        name: As the user calls it.
         config_version: Databricks' own count of configurations; 0 before the first is ready.
         entities: What is served, by version, as Databricks takes it.
-        weights: Share of the traffic in percent, by version that runs.
-        roles: Version by role.
         ready: Whether it answers.
         updating: Whether a change is under way.
         message: What Databricks says of versions that are not well.
-        documents: Our description of each version that has a role.
     """
 
-    name: str
     config_version: int
     entities: Mapping[str, Mapping[str, Any]]
-    weights: Mapping[str, int]
-    roles: Mapping[str, str]
     ready: bool
     updating: bool
-    message: str = ""
-    documents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    message: str
 
 
-class Hosting:
+class Hosting(CloudHosting[State, DatabricksEndpoint]):
     """The endpoints of one workspace whose models are in one schema.
 
     Args:
@@ -95,23 +83,25 @@ class Hosting:
         poll: Seconds between two looks.
     """
 
+    provider, cloud, scheme = "databricks", "Databricks", SCHEME
+    names = re.compile(r"[a-z0-9][a-z0-9_-]{0,48}[a-z0-9]|[a-z0-9]")
+    names_are = "lower-case letters, digits, '_' and hyphens, at most 50 of them"
+    _storage: Storage
+
     def __init__(self, session: DatabricksSession, storage: Storage, state: Path, *, poll: float) -> None:
+        super().__init__(storage, state, poll=poll)
         self._session = session
-        self._storage = storage
         self._registry = Registry(session, storage)
-        self._models_folder = state / "models"
-        self._poll = poll
-        self._input = InputCheck(self._champion_document)
 
     @property
     def _api(self) -> Any:
         return self._session.client.serving_endpoints
 
-    # Asking
+    def _busy(self, error: Exception) -> str:
+        busy = code_of(error) == 409 or (code_of(error) == 400 and _BUSY.search(str(error)))
+        return str(error) if busy else ""
 
-    def get(self, name: str) -> Endpoint:
-        """One endpoint. Raises EndpointNotFoundError."""
-        return self._view(self._state(name))
+    # Asking
 
     def all(self) -> list[Endpoint]:
         """All of ours, by name."""
@@ -125,15 +115,7 @@ class Hosting:
                     views.append(self.get(item.name))
         return views
 
-    def input_example(self, endpoint: Endpoint) -> Any:
-        """What the model that gets most of the traffic was saved with as an example of its input."""
-        served = max(endpoint.deployments, key=lambda item: item.weight, default=None)
-        return self._document(endpoint.name, served.version).get("input_example") if served else None
-
-    def predict(self, name: str, data: Any) -> Any:
-        """Ask an endpoint. Raises InvalidInputError, EndpointNotFoundError, ProviderError."""
-        body = json.dumps(data).encode()
-        self._input.check(name, body)
+    def _answer(self, name: str, body: bytes) -> Any:
         with translated(f"Endpoint {name!r} cannot be asked"):
             try:
                 return self._ask(f"{_address(name)}/invocations", body)
@@ -167,10 +149,6 @@ class Hosting:
             self._session.back_off(attempt)
         raise AssertionError  # the second attempt raises
 
-    def _champion_document(self, name: str) -> Mapping[str, Any]:
-        state = self._state(name)
-        return state.documents.get(state.roles.get("champion", ""), {})
-
     def _state(self, name: str) -> State:
         found = self._found(name)
         if not _is_ours(found):
@@ -201,7 +179,7 @@ class Hosting:
             ready=_word(state and state.ready) == "READY",
             updating=_word(state and state.config_update) == "IN_PROGRESS",
             message=_complaints(config),
-            documents={version: self._document(name, version) for version in roles.values()},
+            documents=self._documents(name, roles),
         )
 
     def _found(self, name: str) -> Any:
@@ -212,7 +190,7 @@ class Hosting:
 
     def _there(self, name: str) -> Any:
         """The endpoint of a name, whosever it is; None where there is none."""
-        check_name(name)
+        self._check_name(name)
         with translated(f"Endpoint {name!r} cannot be looked at"):
             try:
                 return self._session.again(lambda: self._api.get(name))
@@ -221,12 +199,12 @@ class Hosting:
                     return None
                 raise
 
-    def _document(self, name: str, version: str) -> dict[str, Any]:
-        return self._storage.document(self._place(name, version)) or {}
+    def _id(self, name: str) -> str:
+        return name
 
-    def _place(self, name: str, version: str | None = None) -> str:
-        parts = () if version is None else (f"v{version}.json",)
-        return self._storage.path("endpoints", name, *parts)
+    def _description(self, name: str, version: str) -> str:
+        # The model itself is in the registry.
+        return f"{self._place(name)}/v{version}.json"
 
     def _view(self, state: State) -> Endpoint:
         champion = state.roles.get("champion", "")
@@ -240,12 +218,6 @@ class Hosting:
         )
         url = f"{self._session.host}{_address(state.name)}"
         return Endpoint(state.name, "databricks", url, status, deployments, state.message)
-
-    def _unknown(self, name: str) -> EndpointNotFoundError:
-        return EndpointNotFoundError(
-            f"There is no endpoint {name!r} at provider 'databricks'.",
-            hint="`notebooked endpoints --provider databricks` lists what there is.",
-        )
 
     def logs(self, name: str, version: str | None) -> Iterator[str]:
         """What a version's build and its container printed, line by line; the champion's where None."""
@@ -269,42 +241,27 @@ class Hosting:
 
     # Changing
 
-    def deploy(
-        self,
-        experiment: Experiment,
-        options: DatabricksEndpoint,
-        model_uri: str,
-        name: str,
-        *,
-        weight: int,
-        labels: Mapping[str, str],
-        tracking_uri: str | None,
-    ) -> Endpoint:
-        """Serve a model; see ``BaseProvider.deploy``."""
-        check_name(name)
-        serving.check_weight(weight)
+    def _deploy(self, wanted: Wanted[DatabricksEndpoint]) -> Endpoint:
+        name, options = wanted.name, wanted.options
         before = self._before(name)
         if before is not None and before.updating:
             raise conflict(name, "an update of its configuration is in progress")
-        folder = serving.model_folder(model_uri, SCHEME, self._models_folder, self._fetch, tracking_uri)
-        version = self._registry.register(experiment, folder, name)
+        folder = self._folder(wanted)
+        version = self._registry.register(wanted.experiment, folder, name)
         try:
-            document = serving.description(
-                experiment,
+            document = self._described(
+                wanted,
                 folder,
-                model_uri,
                 version,
-                labels,
                 health_timeout=options.health_timeout,
                 keep_warm=options.keep_warm,
-                entity=self._entity(name, version, experiment, options),
+                entity=self._entity(wanted, version),
             )
-            self._storage.write(self._place(name, version), json.dumps(document, indent=1).encode())
             if before is None or not before.entities:
                 self._create(name, version, document, options, there=before is not None)
             else:
                 self._add(name, version, document, before)
-            self._shift(name, version, weight, before, options, document)
+            self._shift(wanted, version, before, document)
         except BaseException:
             self._withdraw(name, version, before)
             raise
@@ -322,12 +279,9 @@ class Hosting:
         self._change(name, state, entities, {back: 100}, roles, _patience(document))
         return self.get(name)
 
-    def traffic(self, name: str, weights: Mapping[str, int]) -> Endpoint:
-        """Set each version's share."""
-        state = self._state(name)
-        serving.check_shares(name, weights, state.weights)
-        self._change(name, state, state.entities, weights, state.roles, 900)
-        return self.get(name)
+    def _share_out(self, state: State, weights: Mapping[str, int]) -> Endpoint:
+        self._change(state.name, state, state.entities, weights, state.roles, 900)
+        return self.get(state.name)
 
     def delete(self, name: str) -> list[str]:
         """Remove an endpoint and all that was made for it."""
@@ -340,9 +294,7 @@ class Hosting:
         self._delete_endpoint(name)
         self._registry.remove_all(name)
         self._storage.remove_below(place)
-        self._input.forget(name)
-        kept = sorted({str(item.get("model_uri")) for item in documents} - {"None", ""})
-        return [f"The model {uri} is kept." for uri in kept]
+        return self._gone(name, documents)
 
     # The steps of a deployment
 
@@ -352,17 +304,15 @@ class Hosting:
         except EndpointNotFoundError:
             return None
 
-    def _fetch(self, uri: str, target: Path) -> None:
+    def _fetch_model(self, uri: str, target: Path) -> None:
         self._storage.fetch_archive(volume_path(uri), target)
 
-    def _entity(
-        self, name: str, version: str, experiment: Experiment, options: DatabricksEndpoint
-    ) -> dict[str, Any]:
+    def _entity(self, wanted: Wanted[DatabricksEndpoint], version: str) -> dict[str, Any]:
         """A served entity, as Databricks takes it."""
-        environment = dict(experiment.environment)
+        options, environment = wanted.options, dict(wanted.experiment.environment)
         return {
             "name": f"v{version}",
-            "entity_name": self._registry.full_name(name),
+            "entity_name": self._registry.full_name(wanted.name),
             "entity_version": version,
             "workload_size": options.workload_size,
             "workload_type": options.workload_type,
@@ -386,7 +336,7 @@ class Hosting:
             self._delete_endpoint(name)
         config = _config({version: document["entity"]}, {version: 100})
         tags = {**options.tags, _OURS: name, _ROLES: _encoded({"champion": version})}
-        with translated(f"Endpoint {name!r} cannot be made"), _conflicts(name):
+        with translated(f"Endpoint {name!r} cannot be made"), self._conflicts(name):
             try:
                 self._session.again(
                     lambda: self._api.create(
@@ -441,7 +391,7 @@ class Hosting:
         config = _config(entities, shares)
         kinds = package("databricks.sdk.service.serving")
         given = kinds.EndpointCoreConfigInput.from_dict({"name": name, **config})
-        with translated(f"The traffic of endpoint {name!r} cannot be changed"), _conflicts(name):
+        with translated(f"The traffic of endpoint {name!r} cannot be changed"), self._conflicts(name):
             if dict(roles) != dict(seen.roles):
                 self._tag(name, {_NEXT: _encoded(roles, shares)})
             try:
@@ -492,13 +442,8 @@ class Hosting:
             progress = _word(found.state and found.state.config_update)
             return found, progress, _word(found.state and found.state.ready) == "READY"
 
-        found, progress, ready = until(
-            look,
-            lambda seen: seen[1] in _FAILED or (seen[1] == "NOT_UPDATING" and seen[2]),
-            budget=self._session.budget,
-            poll=self._poll,
-            timeout=patience,
-            say=log.warning,
+        found, progress, ready = self._waited(
+            look, lambda seen: seen[1] in _FAILED or (seen[1] == "NOT_UPDATING" and seen[2]), patience
         )
         if progress in _FAILED:
             reason = _complaints(found.pending_config) or _complaints(found.config) or progress
@@ -506,34 +451,15 @@ class Hosting:
         if progress != "NOT_UPDATING" or not ready:
             raise self._unhealthy(name, version, f"it was not ready within {patience:.0f} s")
 
-    def _patiently(self, call: Callable[[], T]) -> T:
-        """Make a call that may be made twice; long trouble is waited out."""
-        return until(
-            call,
-            lambda _: True,
-            budget=self._session.budget,
-            poll=self._poll,
-            timeout=None,
-            say=log.warning,
-        )
-
     def _unhealthy(self, name: str, version: str | None, reason: str) -> DeploymentError:
         before = self._before(name)
-        serves = before is not None and before.ready
-        text = f"Endpoint {name!r} did not become ready: {reason.rstrip('.')}."
-        said = " It serves what it served before." if serves else ""
-        traceback = self._traceback(name, version) if version is not None else ""
-        return DeploymentError(
-            f"{text}{said}\n{traceback}".rstrip(),
+        return self._unready(
+            name,
+            reason,
+            serves=before is not None and before.ready,
             hint=_where(name, version or "N"),
-            details={"reason": reason},
+            traceback="" if version is None else self._traceback(lambda: self._log(name, version)),
         )
-
-    def _traceback(self, name: str, version: str) -> str:
-        """The last traceback of the version's log; empty where there is none to be had."""
-        with contextlib.suppress(Exception):
-            return remapped_traceback(find_traceback(self._log(name, version)), Path())
-        return ""
 
     def _verify(self, name: str, version: str, example: Any) -> None:
         """Ask a version, whatever share of the traffic it has, with its own example. Raises DeploymentError where it fails."""
@@ -553,20 +479,19 @@ class Hosting:
     def _failed(self, name: str, version: str, error: NotebookedError) -> DeploymentError:
         return DeploymentError(
             f"Version {version} of endpoint {name!r} fails with its own input example: {error.message[:2000]} "
-            f"The endpoint serves what it served before.\n{self._traceback(name, version)}".rstrip(),
+            f"The endpoint serves what it served before.\n{self._traceback(lambda: self._log(name, version))}".rstrip(),
             hint=_where(name, version),
         )
 
     def _shift(
         self,
-        name: str,
+        wanted: Wanted[DatabricksEndpoint],
         version: str,
-        weight: int,
         before: State | None,
-        options: DatabricksEndpoint,
         document: Mapping[str, Any],
     ) -> None:
         """Move traffic to a version that runs."""
+        name, weight, options = wanted.name, wanted.weight, wanted.options
         if before is None or not before.entities:
             return
         known, patience = before.roles, _patience(document)
@@ -608,11 +533,8 @@ class Hosting:
         entities = {version: entity for version, entity in now.entities.items() if version in kept}
         self._change(name, now, entities, shares, roles, patience)
 
-    def _unchanged(self, name: str, before: State) -> State:
-        """The endpoint now, where nobody has changed its roles or is changing anything since."""
-        now = self._state(name)
-        if dict(now.roles) != dict(before.roles):
-            raise conflict(name, "its versions are others than when this deployment began")
+    def _unchanged(self, name: str, before: State | None) -> State:
+        now = super()._unchanged(name, before)
         if now.updating:
             raise conflict(name, "an update of its configuration is in progress")
         return now
@@ -648,7 +570,7 @@ class Hosting:
             state = self._before(name)
             if state is None or version not in state.entities:
                 self._registry.remove(name, version)
-                self._storage.remove(self._place(name, version))
+                self._storage.remove(self._description(name, version))
 
     def _tidied(self, name: str, version: str) -> Endpoint:
         """Remove the registered versions that nobody serves or keeps; what is newer is somebody else's, under way."""
@@ -658,27 +580,17 @@ class Hosting:
             for other in self._registry.versions(name):
                 if other not in kept and int(other) <= int(version):
                     self._registry.remove(name, other)
-                    self._storage.remove(self._place(name, other))
+                    self._storage.remove(self._description(name, other))
         return self.get(name)
 
     def _delete_endpoint(self, name: str) -> None:
-        with translated(f"Endpoint {name!r} cannot be deleted"), _conflicts(name):
+        with translated(f"Endpoint {name!r} cannot be deleted"), self._conflicts(name):
             try:
                 self._session.again(lambda: self._api.delete(name))
             except Exception as error:
                 # It is gone already.
                 if code_of(error) != 404:
                     raise
-
-
-def check_name(name: str) -> None:
-    """Raise ConfigError where Databricks cannot take a name."""
-    if not _NAME.fullmatch(name):
-        raise ConfigError(
-            f"{name!r} cannot be the name of an endpoint at Databricks.",
-            key="endpoint.name",
-            hint="Use lower-case letters, digits, '_' and hyphens, at most 50 of them.",
-        )
 
 
 def _address(name: str) -> str:
@@ -766,19 +678,6 @@ def _request(example: Any) -> Any:
     if isinstance(example, list) and example and isinstance(example[0], dict):
         return {"dataframe_records": example}
     return {"dataframe_records": [example]} if isinstance(example, dict) else {"inputs": example}
-
-
-@contextlib.contextmanager
-def _conflicts(name: str) -> Any:
-    """What Databricks says when two change an endpoint at once."""
-    from databricks.sdk.errors.base import DatabricksError
-
-    try:
-        yield
-    except DatabricksError as error:
-        if code_of(error) == 409 or (code_of(error) == 400 and _BUSY.search(str(error))):
-            raise conflict(name, str(error)) from error
-        raise
 
 
 def _where(name: str, version: str) -> str:

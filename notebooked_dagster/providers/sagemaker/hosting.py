@@ -10,44 +10,33 @@ API: SageMaker 2017-07-24, SageMaker Runtime 2017-05-13, Application Auto Scalin
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
 import re
 import secrets
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from notebooked_dagster.config.sagemaker import SageMakerEndpoint
 from notebooked_dagster.core import tracing
-from notebooked_dagster.core.retrying import budget_of
 from notebooked_dagster.errors import (
     ConfigError,
-    DeploymentError,
     EndpointNotFoundError,
-    InvalidInputError,
     NotebookedError,
     ProviderError,
 )
-from notebooked_dagster.providers.base import Endpoint, EndpointStatus, Experiment
+from notebooked_dagster.providers.base import Endpoint, EndpointStatus
 from notebooked_dagster.providers.cloud import serving
-from notebooked_dagster.providers.cloud.serving import ROLES, InputCheck, conflict
-from notebooked_dagster.providers.cloud.waiting import until
-from notebooked_dagster.providers.failures import find_traceback, remapped_traceback
+from notebooked_dagster.providers.cloud.hosting import CloudHosting, EndpointState, Wanted
+from notebooked_dagster.providers.cloud.serving import ROLES, conflict
 
 from . import images
 from .session import AwsSession, code_of, message_of, translated
 from .storage import Storage
 from .training import tags
 
-log = logging.getLogger("notebooked.providers.sagemaker")
-T = TypeVar("T")
 _PREFIX = "nbd-"
-# SageMaker takes 63 characters; a configuration's name has ours, a version and six digits more.
-_LONGEST_NAME = 45
-_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,{_LONGEST_NAME - 1}}}")
 _STATUS = {
     "Creating": EndpointStatus.CREATING,
     "InService": EndpointStatus.HEALTHY,
@@ -62,32 +51,24 @@ _LONGEST_DELETION = 900.0
 _DIMENSION = {"ServiceNamespace": "sagemaker", "ScalableDimension": "sagemaker:variant:DesiredInstanceCount"}
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State(EndpointState):
     """An endpoint as SageMaker and our descriptions have it now.
 
     Attributes:
-        name: As the user calls it.
         status: SageMaker's word.
         reason: Why it failed.
         config: The endpoint configuration in force.
-        weights: Share of the traffic in percent, by version.
         counts: Machines that run now, by version; those without one of their own are not in it.
-        roles: Version by role.
-        documents: Our description of each version.
     """
 
-    name: str
     status: str
     reason: str
     config: str
-    weights: Mapping[str, int]
     counts: Mapping[str, int]
-    roles: Mapping[str, str]
-    documents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-class Hosting:
+class Hosting(CloudHosting[State, SageMakerEndpoint]):
     """The endpoints of one folder of one bucket.
 
     Args:
@@ -98,23 +79,29 @@ class Hosting:
         poll: Seconds between two looks.
     """
 
+    provider, cloud, scheme = "sagemaker", "SageMaker", "s3://"
+    # SageMaker takes 63 characters; a configuration's name has ours, a version and six digits more.
+    names = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_-]{0,43}[A-Za-z0-9])?")
+    names_are = "letters, digits and hyphens, at most 45 of them"
+    _storage: Storage
+
     def __init__(self, session: AwsSession, storage: Storage, role: str, state: Path, *, poll: float) -> None:
+        super().__init__(storage, state, poll=poll)
         self._session = session
-        self._storage = storage
         self._role = role
-        self._models = state / "models"
-        self._poll = poll
-        self._input = InputCheck(self._champion_document)
 
     @property
     def _sagemaker(self) -> Any:
         return self._session.client("sagemaker")
 
-    # Asking
+    def _busy(self, error: Exception) -> str:
+        from botocore.exceptions import ClientError
 
-    def get(self, name: str) -> Endpoint:
-        """One endpoint. Raises EndpointNotFoundError."""
-        return self._view(self._state(name))
+        refused = isinstance(error, ClientError) and code_of(error) == "ValidationException"
+        text = message_of(error) if refused else ""
+        return text if re.search(r"(?i)in-progress|in progress|already exist", text) else ""
+
+    # Asking
 
     def all(self) -> list[Endpoint]:
         """All of ours, by name."""
@@ -129,16 +116,7 @@ class Hosting:
                     found.append(self._view(state))
         return found
 
-    def input_example(self, endpoint: Endpoint) -> Any:
-        """What the model that gets most of the traffic was saved with as an example of its input."""
-        served = max(endpoint.deployments, key=lambda item: item.weight, default=None)
-        return self._document(endpoint.name, served.version).get("input_example") if served else None
-
-    def predict(self, name: str, data: Any) -> Any:
-        """Ask an endpoint. Raises InvalidInputError, EndpointNotFoundError, ProviderError."""
-        body = json.dumps(data).encode()
-        # SageMaker's containers answer bad input with a 500 and a traceback.
-        self._input.check(name, body)
+    def _answer(self, name: str, body: bytes) -> Any:
         from botocore.exceptions import ClientError
 
         with translated(f"Endpoint {name!r} cannot be asked"):
@@ -154,21 +132,16 @@ class Hosting:
                 if code_of(error) == "ValidationError" and "not found" in message_of(error):
                     raise self._unknown(name) from error
                 if code_of(error) == "ModelError":
-                    raise _model_error(name, error) from error
+                    status = int(error.response.get("OriginalStatusCode", 500))
+                    said = str(error.response.get("OriginalMessage", "") or message_of(error)).strip()
+                    raise serving.model_error(name, status, said, _where(name)) from error
                 raise
             text = reply["Body"].read()
-        try:
-            return json.loads(text)
-        except ValueError as error:
-            raise ProviderError(f"Endpoint {name!r} did not answer with JSON: {text[:200]!r}.") from error
-
-    def _champion_document(self, name: str) -> Mapping[str, Any]:
-        state = self._state(name)
-        return state.documents.get(state.roles.get("champion", ""), {})
+        return serving.parsed(name, text)
 
     def _state(self, name: str) -> State:
         """An endpoint. Raises EndpointNotFoundError where there is none of this very name."""
-        check_name(name)
+        self._check_name(name)
         state = self._seen(name)
         if state is None or state.name != name:
             raise self._unknown(name)
@@ -209,15 +182,11 @@ class Hosting:
                 v: i["CurrentInstanceCount"] for v, i in variants.items() if i.get("CurrentInstanceCount")
             },
             roles=roles,
-            documents={version: self._document(name, version) for version in roles.values()},
+            documents=self._documents(name, roles),
         )
 
-    def _document(self, name: str, version: str) -> dict[str, Any]:
-        return self._storage.document(self._place(name, version, "deployment.json")) or {}
-
-    def _place(self, name: str, *parts: str) -> str:
-        head = [f"v{parts[0]}", *parts[1:]] if parts else []
-        return self._storage.uri("endpoints", aws_name(name), *head)
+    def _id(self, name: str) -> str:
+        return aws_name(name)
 
     def _view(self, state: State) -> Endpoint:
         status = _STATUS.get(state.status, EndpointStatus.STOPPED)
@@ -231,36 +200,16 @@ class Hosting:
         base = self._session.client("sagemaker-runtime").meta.endpoint_url.rstrip("/")
         return f"{base}/endpoints/{aws_name(name)}"
 
-    def _unknown(self, name: str) -> EndpointNotFoundError:
-        return EndpointNotFoundError(
-            f"There is no endpoint {name!r} at provider 'sagemaker'.",
-            hint="`notebooked endpoints --provider sagemaker` lists what there is.",
-        )
-
     # Changing
 
-    def deploy(
-        self,
-        experiment: Experiment,
-        options: SageMakerEndpoint,
-        model_uri: str,
-        name: str,
-        *,
-        weight: int,
-        labels: Mapping[str, str],
-        tracking_uri: str | None,
-    ) -> Endpoint:
-        """Serve a model; see ``BaseProvider.deploy``."""
-        check_name(name)
-        serving.check_weight(weight)
+    def _deploy(self, wanted: Wanted[SageMakerEndpoint]) -> Endpoint:
+        name, options, weight = wanted.name, wanted.options, wanted.weight
         before = self._before(name)
-        folder = serving.model_folder(
-            model_uri, "s3://", self._models, self._storage.fetch_archive, tracking_uri
-        )
+        folder = self._folder(wanted)
         version = self._reserve(name, before)
         roles = serving.roles_after(before.roles if before is not None else {}, version, weight)
         try:
-            document = self._prepare(experiment, options, folder, model_uri, name, version, labels)
+            document = self._prepare(wanted, folder, version)
             variants = [_variant(name, version, document, weight if "challenger" in roles else 100)]
             if before is not None and "challenger" in roles:
                 variants.insert(0, _kept(before, roles["champion"], 100 - weight))
@@ -282,10 +231,8 @@ class Hosting:
         config = self._configure(name, document, variants, roles)
         return self._served(self._replaced(name, state, config, variants, {}, None))
 
-    def traffic(self, name: str, weights: Mapping[str, int]) -> Endpoint:
-        """Set each version's share."""
-        state = self._state(name)
-        serving.check_shares(name, weights, state.weights)
+    def _share_out(self, state: State, weights: Mapping[str, int]) -> Endpoint:
+        name = state.name
         wanted = [
             {"VariantName": f"v{version}", "DesiredWeight": float(weights.get(version, 0))}
             for version in state.weights
@@ -298,15 +245,14 @@ class Hosting:
 
     def delete(self, name: str) -> list[str]:
         """Remove an endpoint and all that was made for it; what an earlier try has left is removed, too."""
-        check_name(name)
+        self._check_name(name)
         state = self._seen(name)
         configs = self._names("list_endpoint_configs", "EndpointConfigs", "EndpointConfigName", name)
         models = self._names("list_models", "Models", "ModelName", name)
-        files = list(self._storage.names(self._place(name)))
-        if state.name != name if state is not None else not (configs or models or files):
+        versions = self._stored(name)
+        if state.name != name if state is not None else not (configs or models or versions):
             raise self._unknown(name)
-        versions = {match[1] for file in files if (match := re.search(r"/v(\d+)/deployment\.json$", file))}
-        documents = {version: self._document(name, version) for version in versions}
+        documents = {str(version): self._document(name, str(version)) for version in versions}
         if state is not None and state.status != "Deleting":
             with translated(f"Endpoint {name!r} cannot be deleted"), self._conflicts(name):
                 self._sagemaker.delete_endpoint(EndpointName=aws_name(name))
@@ -322,12 +268,7 @@ class Hosting:
             self._remove("delete_model", ModelName=model)
         # The last: it says what there is to remove.
         self._storage.remove_below(self._place(name))
-        self._input.forget(name)
-        kept = sorted({str(item.get("model_uri")) for item in documents.values()} - {"None", ""})
-        return [
-            *(f"The model {uri} is kept." for uri in kept),
-            f"The log group /aws/sagemaker/Endpoints/{aws_name(name)} is kept.",
-        ]
+        return self._gone(name, documents.values(), f"The log group {_log_group(name)} is kept.")
 
     # The steps of a deployment
 
@@ -351,29 +292,19 @@ class Hosting:
 
     def _reserve(self, name: str, before: State | None) -> str:
         """The next version's number, which nobody else gets."""
-        start = self._place(name)
-        pattern = re.compile(rf"{re.escape(start)}/v(\d+)/")
-        used = [int(match[1]) for uri in self._storage.names(start) if (match := pattern.match(uri))]
-        version = str(max([0, *used, *(int(v) for v in (before.roles.values() if before else ()))]) + 1)
+        known = map(int, before.roles.values() if before is not None else ())
+        version = str(max([0, *self._stored(name), *known]) + 1)
         if not self._storage.write(self._place(name, version, "reserved"), b"", new=True):
             raise conflict(name, "another process has begun a deployment at the same moment")
         return version
 
-    def _prepare(
-        self,
-        experiment: Experiment,
-        options: SageMakerEndpoint,
-        folder: Path,
-        model_uri: str,
-        name: str,
-        version: str,
-        labels: Mapping[str, str],
-    ) -> dict[str, Any]:
+    def _prepare(self, wanted: Wanted[SageMakerEndpoint], folder: Path, version: str) -> dict[str, Any]:
         """Archive, description and SageMaker model of a version."""
+        name, options = wanted.name, wanted.options
         archive = self._place(name, version, "model.tar.gz")
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary) / "model.tar.gz"
-            needed = serving.pack(experiment, folder, path)
+            needed = serving.pack(wanted.experiment, folder, path)
             image = images.choose(
                 "inference",
                 self._session.region,
@@ -383,23 +314,18 @@ class Hosting:
                 options.image,
             )
             self._storage.upload(path, archive)
-        document = serving.description(
-            experiment,
+        document = self._described(
+            wanted,
             folder,
-            model_uri,
             version,
-            labels,
             image=image.uri,
             variant=_machine(options),
             autoscaling=options.autoscaling.model_dump() if options.autoscaling is not None else None,
             kms_key=options.kms_key,
             tags=options.tags,
         )
-        self._storage.write(
-            self._place(name, version, "deployment.json"), json.dumps(document, indent=1).encode()
-        )
         environment = {
-            **experiment.environment,
+            **wanted.experiment.environment,
             "SAGEMAKER_PROGRAM": "inference.py",
             "SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/model/code",
             "SAGEMAKER_REGION": self._session.region,
@@ -481,33 +407,22 @@ class Hosting:
         state = self._waited(lambda: self._state(name), lambda seen: seen.status not in _MOVING)
         if state.status == "InService" and state.config == config:
             return state
-        serving = " It serves what it served before." if state.status == "InService" else ""
-        trace = self._traceback(name)
-        message = f"Endpoint {name!r} did not become healthy: {state.reason or state.status}{serving}"
-        raise DeploymentError(
-            f"{message}\n{trace}".rstrip(),
-            hint=f"The container's log is in CloudWatch, group /aws/sagemaker/Endpoints/{aws_name(name)}.",
-            details={"status": state.status, "reason": state.reason},
+        raise self._unready(
+            name,
+            state.reason or state.status,
+            serves=state.status == "InService",
+            hint=_where(name),
+            traceback=self._traceback(lambda: self._last_log(name)),
         )
 
-    def _waited(self, look: Callable[[], T], done: Callable[[T], bool], timeout: float | None = None) -> T:
-        return until(
-            look, done, budget=budget_of("sagemaker"), poll=self._poll, timeout=timeout, say=log.warning
-        )
-
-    def _traceback(self, name: str) -> str:
-        """The last traceback of the container's log; empty where there is none to be had."""
-        group = f"/aws/sagemaker/Endpoints/{aws_name(name)}"
-        with contextlib.suppress(Exception):
-            logs = self._session.client("logs")
-            streams = logs.describe_log_streams(
-                logGroupName=group, orderBy="LastEventTime", descending=True, limit=1
-            )["logStreams"]
-            page = logs.get_log_events(logGroupName=group, logStreamName=streams[0]["logStreamName"])
-            return remapped_traceback(
-                find_traceback("\n".join(item["message"] for item in page["events"])), Path()
-            )
-        return ""
+    def _last_log(self, name: str) -> str:
+        """What the container that was started last printed."""
+        logs, group = self._session.client("logs"), _log_group(name)
+        streams = logs.describe_log_streams(
+            logGroupName=group, orderBy="LastEventTime", descending=True, limit=1
+        )["logStreams"]
+        page = logs.get_log_events(logGroupName=group, logStreamName=streams[0]["logStreamName"])
+        return "\n".join(item["message"] for item in page["events"])
 
     def _withdraw(self, name: str, version: str, before: State | None) -> None:
         """Remove what a deployment that failed made; what is served stays."""
@@ -596,35 +511,10 @@ class Hosting:
                     if code_of(error) != "ObjectNotFoundException":
                         raise
 
-    @contextlib.contextmanager
-    def _conflicts(self, name: str) -> Any:
-        """What SageMaker says when two change an endpoint at once."""
-        from botocore.exceptions import ClientError
-
-        try:
-            yield
-        except ClientError as error:
-            text = message_of(error)
-            if code_of(error) == "ValidationException" and re.search(
-                r"(?i)in-progress|in progress|already exist", text
-            ):
-                raise conflict(name, text) from error
-            raise
-
 
 def aws_name(name: str) -> str:
     """An endpoint's name at SageMaker, which takes no underscores."""
     return _PREFIX + name.replace("_", "-")
-
-
-def check_name(name: str) -> None:
-    """Raise ConfigError where SageMaker cannot take a name."""
-    if not _NAME.fullmatch(name) or name[-1] in "-_":
-        raise ConfigError(
-            f"{name!r} cannot be the name of an endpoint at SageMaker.",
-            key="endpoint.name",
-            hint=f"Use letters, digits and hyphens, at most {_LONGEST_NAME} of them.",
-        )
 
 
 def _machine(options: SageMakerEndpoint) -> dict[str, Any]:
@@ -694,14 +584,9 @@ def _trace() -> dict[str, str]:
     return {"CustomAttributes": f"traceparent={traceparent}"} if traceparent else {}
 
 
-def _model_error(name: str, error: Any) -> NotebookedError:
-    status = int(error.response.get("OriginalStatusCode", 500))
-    said = str(error.response.get("OriginalMessage", "") or message_of(error)).strip()
-    details = {"status": status, "endpoint": name}
-    if 400 <= status < 500:
-        return InvalidInputError(f"Endpoint {name!r} refused the input: {said[:2000]}", details=details)
-    return ProviderError(
-        f"Endpoint {name!r} failed to answer: {said[:2000]}",
-        hint=f"Its log is in CloudWatch, group /aws/sagemaker/Endpoints/{aws_name(name)}.",
-        details=details,
-    )
+def _log_group(name: str) -> str:
+    return f"/aws/sagemaker/Endpoints/{aws_name(name)}"
+
+
+def _where(name: str) -> str:
+    return f"The container's log is in CloudWatch, group {_log_group(name)}."

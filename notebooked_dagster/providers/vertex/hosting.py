@@ -11,31 +11,27 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import math
 import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from notebooked_dagster.config.vertex import VertexEndpoint
 from notebooked_dagster.errors import (
-    ConfigError,
     DeploymentError,
-    EndpointNotFoundError,
-    InvalidInputError,
     NotebookedError,
     ProviderError,
 )
-from notebooked_dagster.providers.base import Endpoint, EndpointStatus, Experiment
+from notebooked_dagster.providers.base import Endpoint, EndpointStatus
 from notebooked_dagster.providers.cloud import serving
-from notebooked_dagster.providers.cloud.serving import ROLES, InputCheck, conflict
-from notebooked_dagster.providers.cloud.waiting import OutOfReachError, until
-from notebooked_dagster.providers.failures import find_traceback, remapped_traceback
+from notebooked_dagster.providers.cloud.hosting import CloudHosting, EndpointState, Wanted
+from notebooked_dagster.providers.cloud.serving import ROLES, conflict
+from notebooked_dagster.providers.cloud.waiting import OutOfReachError
 
 from . import images
 from .logs import endpoint_filter, entries_since, text_of
@@ -53,10 +49,7 @@ from .session import (
 from .storage import Storage
 from .training import command, label, machine_spec
 
-T = TypeVar("T")
-log = logging.getLogger("notebooked.providers.vertex")
 _PREFIX = "nbd-"
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,48}[a-z0-9]|[a-z0-9]")
 _OURS = "notebooked_endpoint"
 _SERVED_BY = "X-Vertex-AI-Deployed-Model-Id"
 # Of a version that is watched: the answers it has to give, how long one may take, and requests in a row that nobody answers.
@@ -66,27 +59,19 @@ _BUSY = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State(EndpointState):
     """An endpoint as Vertex AI and our descriptions have it now.
 
     Attributes:
-        name: As the user calls it.
         etag: Of the endpoint; another one after any change.
-        weights: Share of the traffic in percent, by version that runs.
-        roles: Version by role.
         labels: The endpoint's.
         message: What Vertex AI says of versions that are not well.
-        documents: Our description of each version that has a role.
     """
 
-    name: str
     etag: str
-    weights: Mapping[str, int]
-    roles: Mapping[str, str]
     labels: Mapping[str, str]
-    message: str = ""
-    documents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    message: str
 
 
 @dataclass(slots=True)
@@ -131,7 +116,7 @@ class _Trial:
         )
 
 
-class Hosting:
+class Hosting(CloudHosting[State, VertexEndpoint]):
     """The endpoints of one folder of one bucket.
 
     Args:
@@ -143,6 +128,11 @@ class Hosting:
         kms_key: Encrypts models and endpoints.
     """
 
+    provider, cloud, scheme = "vertex", "Vertex AI", "gs://"
+    names = re.compile(r"[a-z0-9][a-z0-9_-]{0,48}[a-z0-9]|[a-z0-9]")
+    names_are = "lower-case letters, digits and hyphens, at most 50 of them"
+    _storage: Storage
+
     def __init__(
         self,
         session: GcpSession,
@@ -153,27 +143,25 @@ class Hosting:
         service_account: str | None,
         kms_key: str | None,
     ) -> None:
+        super().__init__(storage, state, poll=poll)
         self._session = session
-        self._storage = storage
-        self._models_folder = state / "models"
-        self._poll = poll
         self._service_account = service_account
         self._kms_key = kms_key
-        self._input = InputCheck(self._champion_document)
 
     @property
     def _endpoints(self) -> Any:
         return self._session.client("endpoints")
 
     @property
-    def _models(self) -> Any:
+    def _registry(self) -> Any:
         return self._session.client("models")
 
-    # Asking
+    def _busy(self, error: Exception) -> str:
+        refused = isinstance(error, package("google.api_core.exceptions").GoogleAPICallError)
+        busy = refused and code_of(error) in (400, 409, 412) and _BUSY.search(message_of(error))
+        return message_of(error) if busy else ""
 
-    def get(self, name: str) -> Endpoint:
-        """One endpoint. Raises EndpointNotFoundError."""
-        return self._view(self._state(name))
+    # Asking
 
     def all(self) -> list[Endpoint]:
         """All of ours, by name."""
@@ -185,15 +173,7 @@ class Hosting:
         states = [self._state_of(item) for item in found if _is_ours(item, item.display_name)]
         return [self._view(state) for state in sorted(states, key=lambda state: state.name)]
 
-    def input_example(self, endpoint: Endpoint) -> Any:
-        """What the model that gets most of the traffic was saved with as an example of its input."""
-        served = max(endpoint.deployments, key=lambda item: item.weight, default=None)
-        return self._document(endpoint.name, served.version).get("input_example") if served else None
-
-    def predict(self, name: str, data: Any) -> Any:
-        """Ask an endpoint. Raises InvalidInputError, EndpointNotFoundError, ProviderError."""
-        body = json.dumps(data).encode()
-        self._input.check(name, body)
+    def _answer(self, name: str, body: bytes) -> Any:
         with translated(f"Endpoint {name!r} cannot be asked"):
             try:
                 text = self._ask(name, body).content
@@ -202,12 +182,10 @@ class Hosting:
                     self._input.forget(name)
                     raise self._unknown(name) from error
                 if said := _said_by_container(error):
-                    raise _model_error(name, _served_by(error), code_of(error), said) from error
+                    where = _where(name, _served_by(error))
+                    raise serving.model_error(name, code_of(error), said, where) from error
                 raise
-        try:
-            return json.loads(text)
-        except ValueError as error:
-            raise ProviderError(f"Endpoint {name!r} did not answer with JSON: {text[:200]!r}.") from error
+        return serving.parsed(name, text)
 
     def _ask(self, name: str, body: bytes) -> Any:
         # Not by the SDK's PredictionServiceClient: over REST it wraps the body in JSON (`httpBody`), and the container is
@@ -222,10 +200,6 @@ class Hosting:
             self._session.back_off(attempt)
         raise AssertionError  # the second attempt raises
 
-    def _champion_document(self, name: str) -> Mapping[str, Any]:
-        state = self._state(name)
-        return state.documents.get(state.roles.get("champion", ""), {})
-
     def _state(self, name: str) -> State:
         found = self._found(name)
         if found is None or not _is_ours(found, name):
@@ -234,7 +208,7 @@ class Hosting:
 
     def _found(self, name: str) -> Any:
         """The endpoint that has the id of a name, whosever it is; None where there is none."""
-        check_name(name)
+        self._check_name(name)
         with translated(f"Endpoint {name!r} cannot be looked at"):
             try:
                 return self._session.again(
@@ -260,15 +234,11 @@ class Hosting:
             roles=roles,
             labels=labels,
             message=" ".join(messages),
-            documents={version: self._document(name, version) for version in roles.values()},
+            documents=self._documents(name, roles),
         )
 
-    def _document(self, name: str, version: str) -> dict[str, Any]:
-        return self._storage.document(self._place(name, version, "deployment.json")) or {}
-
-    def _place(self, name: str, *parts: str) -> str:
-        head = [f"v{parts[0]}", *parts[1:]] if parts else []
-        return self._storage.uri("endpoints", google_name(name), *head)
+    def _id(self, name: str) -> str:
+        return google_name(name)
 
     def _resource(self, name: str) -> str:
         return f"{self._session.parent}/endpoints/{google_name(name)}"
@@ -291,12 +261,6 @@ class Hosting:
         )
         return Endpoint(state.name, "vertex", self._url(state.name), status, deployments, state.message)
 
-    def _unknown(self, name: str) -> EndpointNotFoundError:
-        return EndpointNotFoundError(
-            f"There is no endpoint {name!r} at provider 'vertex'.",
-            hint="`notebooked endpoints --provider vertex` lists what there is.",
-        )
-
     def logs(self, name: str, version: str | None) -> Iterator[str]:
         """What a version printed, line by line; the champion where None."""
         state = self._state(name)
@@ -309,36 +273,22 @@ class Hosting:
 
     # Changing
 
-    def deploy(
-        self,
-        experiment: Experiment,
-        options: VertexEndpoint,
-        model_uri: str,
-        name: str,
-        *,
-        weight: int,
-        labels: Mapping[str, str],
-        tracking_uri: str | None,
-    ) -> Endpoint:
-        """Serve a model; see ``BaseProvider.deploy``."""
-        check_name(name)
-        serving.check_weight(weight)
+    def _deploy(self, wanted: Wanted[VertexEndpoint]) -> Endpoint:
+        name = wanted.name
         before = self._before(name)
-        folder = serving.model_folder(
-            model_uri, "gs://", self._models_folder, self._storage.fetch_archive, tracking_uri
-        )
+        folder = self._folder(wanted)
         version = self._reserve(name, before)
         began = datetime.now(UTC)
         try:
-            document = self._prepare(experiment, options, folder, model_uri, name, version, labels)
+            document = self._prepare(wanted, folder, version)
             if before is None:
-                self._create_endpoint(name, options)
+                self._create_endpoint(name, wanted.options)
             self._start(name, version, document, began)
-            self._shift(name, version, weight, before, options, document)
+            self._shift(wanted, version, before, document)
         except BaseException:
             self._withdraw(name, version, before)
             raise
-        return self._tidied(name, version, keep_warm=options.keep_warm)
+        return self._tidied(name, version, keep_warm=wanted.options.keep_warm)
 
     def rollback(self, name: str) -> Endpoint:
         """Serve the previous version again."""
@@ -351,23 +301,20 @@ class Hosting:
         self._change(name, self._unchanged(name, state), {back: 100}, roles)
         return self._tidied(name, None, keep_warm=bool(document.get("keep_warm")))
 
-    def traffic(self, name: str, weights: Mapping[str, int]) -> Endpoint:
-        """Set each version's share."""
-        state = self._state(name)
-        serving.check_shares(name, weights, state.weights)
-        self._change(name, state, weights, state.roles)
-        return self.get(name)
+    def _share_out(self, state: State, weights: Mapping[str, int]) -> Endpoint:
+        self._change(state.name, state, weights, state.roles)
+        return self.get(state.name)
 
     def delete(self, name: str) -> list[str]:
         """Remove an endpoint and all that was made for it."""
-        found, versions = self._found(name), self._versions(name)
+        found, versions = self._found(name), self._stored(name)
         # Our folder goes last: while it is there, a deletion that was cut off can be finished.
         if not (_is_ours(found, name) if found is not None else versions):
             raise self._unknown(name)
         documents = [self._document(name, str(version)) for version in versions]
         if found is not None:
             state = self._state_of(found)
-            with translated(f"Endpoint {name!r} cannot be deleted"), _conflicts(name):
+            with translated(f"Endpoint {name!r} cannot be deleted"), self._conflicts(name):
                 if any(state.weights.values()):
                     # A version that has traffic cannot be taken down.
                     self._change(name, state, {}, state.roles)
@@ -377,12 +324,9 @@ class Hosting:
         for model in self._model_names(name):
             self._remove_model(model)
         self._storage.remove_below(self._place(name))
-        self._input.forget(name)
-        kept = sorted({str(item.get("model_uri")) for item in documents} - {"None", ""})
-        return [
-            *(f"The model {uri} is kept." for uri in kept),
-            f"The log of endpoint {google_name(name)} in Cloud Logging is kept.",
-        ]
+        return self._gone(
+            name, documents, f"The log of endpoint {google_name(name)} in Cloud Logging is kept."
+        )
 
     # The steps of a deployment
 
@@ -400,50 +344,31 @@ class Hosting:
     def _reserve(self, name: str, before: State | None) -> str:
         """The next version's number, which nobody else gets."""
         known = [*before.roles.values(), *before.weights] if before else []
-        version = str(max([0, *self._versions(name), *map(int, known)]) + 1)
+        version = str(max([0, *self._stored(name), *map(int, known)]) + 1)
         mark = json.dumps({"at": datetime.now(UTC).isoformat(), "by": id(self)}).encode()
         if self._storage.write(self._place(name, version, "reserved"), mark, generation=0) is None:
             raise conflict(name, "another process has begun a deployment at the same moment")
         return version
 
-    def _versions(self, name: str) -> set[int]:
-        """The numbers of the versions of which something is in our folder."""
-        start = self._place(name)
-        pattern = re.compile(rf"{re.escape(start)}/v(\d+)/")
-        return {int(match[1]) for uri in self._storage.names(start) if (match := pattern.match(uri))}
-
-    def _prepare(
-        self,
-        experiment: Experiment,
-        options: VertexEndpoint,
-        folder: Path,
-        model_uri: str,
-        name: str,
-        version: str,
-        labels: Mapping[str, str],
-    ) -> dict[str, Any]:
+    def _prepare(self, wanted: Wanted[VertexEndpoint], folder: Path, version: str) -> dict[str, Any]:
         """Archive, description and Model of a version."""
+        name, options = wanted.name, wanted.options
         resources = _resources(options)
         api_message("DedicatedResources", resources, "options.endpoint")
         artifacts = self._place(name, version, "model")
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary) / "model.tar.gz"
-            serving.pack(experiment, folder, path)
+            serving.pack(wanted.experiment, folder, path)
             self._storage.upload(path, f"{artifacts}/model.tar.gz")
         image = images.choose(self._session.region, options.accelerator, options.image)
-        document = serving.description(
-            experiment,
+        document = self._described(
+            wanted,
             folder,
-            model_uri,
             version,
-            labels,
             image=image.uri,
             resources=resources,
             health_timeout=options.health_timeout,
             keep_warm=options.keep_warm,
-        )
-        self._storage.write(
-            self._place(name, version, "deployment.json"), json.dumps(document, indent=1).encode()
         )
         model = {
             "display_name": f"{google_name(name)}-v{version}",
@@ -451,7 +376,9 @@ class Hosting:
             "container_spec": {
                 "image_uri": image.uri,
                 "command": command("serve"),
-                "env": [{"name": key, "value": value} for key, value in experiment.environment.items()],
+                "env": [
+                    {"name": key, "value": value} for key, value in wanted.experiment.environment.items()
+                ],
                 "ports": [{"container_port": 8080}],
                 "predict_route": "/invocations",
                 "health_route": "/ping",
@@ -467,7 +394,7 @@ class Hosting:
         }
         with translated(f"Version {version} of endpoint {name!r} cannot be made"):
             self._finished(
-                lambda: self._models.upload_model(request=query, timeout=TIMEOUT),
+                lambda: self._registry.upload_model(request=query, timeout=TIMEOUT),
                 lambda: self._has_model(self._model(name, version)),
                 900,
             )
@@ -486,7 +413,7 @@ class Hosting:
                 **self._encryption(),
             },
         }
-        with translated(f"Endpoint {name!r} cannot be made"), _conflicts(name):
+        with translated(f"Endpoint {name!r} cannot be made"), self._conflicts(name):
             self._finished(
                 lambda: self._endpoints.create_endpoint(request=query, timeout=TIMEOUT),
                 lambda: self._found(name) is not None,
@@ -533,15 +460,10 @@ class Hosting:
         if not self._waited(done, bool, timeout):
             raise ProviderError(f"Vertex AI has not done in {timeout:.0f} s what it was asked, nor said why.")
 
-    def _waited(self, look: Callable[[], T], done: Callable[[T], bool], timeout: float) -> T:
-        return until(
-            look, done, budget=self._session.budget, poll=self._poll, timeout=timeout, say=log.warning
-        )
-
     def _has_model(self, resource: str) -> bool:
         with translated(f"{resource} cannot be looked at"):
             try:
-                self._session.again(lambda: self._models.get_model(name=resource, timeout=TIMEOUT))
+                self._session.again(lambda: self._registry.get_model(name=resource, timeout=TIMEOUT))
             except Exception as error:
                 if code_of(error) == 404:
                     return False
@@ -581,7 +503,7 @@ class Hosting:
         }
         # Vertex AI gives up by itself; a little later so do we.
         patience = float(document["health_timeout"]) + 900
-        with translated(f"Version {version} of endpoint {name!r} cannot be deployed"), _conflicts(name):
+        with translated(f"Version {version} of endpoint {name!r} cannot be deployed"), self._conflicts(name):
             try:
                 self._finished(
                     lambda: self._endpoints.deploy_model(
@@ -597,32 +519,24 @@ class Hosting:
 
     def _unhealthy(self, name: str, version: str, reason: str, began: datetime) -> DeploymentError:
         before = self._before(name)
-        serves = before is not None and any(before.weights.values())
-        said = " It serves what it served before." if serves else ""
-        message = f"Endpoint {name!r} did not become healthy: {reason.rstrip('.')}.{said}"
-        return DeploymentError(
-            f"{message}\n{self._traceback(name, version, began)}".rstrip(),
+
+        def log_text() -> str:
+            entries, _ = entries_since(self._session, endpoint_filter(google_name(name), version), began)
+            return "\n".join(map(text_of, entries))
+
+        return self._unready(
+            name,
+            reason,
+            serves=before is not None and any(before.weights.values()),
             hint=_where(name, version),
-            details={"reason": reason},
+            traceback=self._traceback(log_text),
         )
 
-    def _traceback(self, name: str, version: str, began: datetime) -> str:
-        """The last traceback of the container's log; empty where there is none to be had."""
-        with contextlib.suppress(Exception):
-            entries, _ = entries_since(self._session, endpoint_filter(google_name(name), version), began)
-            return remapped_traceback(find_traceback("\n".join(map(text_of, entries))), Path())
-        return ""
-
     def _shift(
-        self,
-        name: str,
-        version: str,
-        weight: int,
-        before: State | None,
-        options: VertexEndpoint,
-        document: Mapping[str, Any],
+        self, wanted: Wanted[VertexEndpoint], version: str, before: State | None, document: Mapping[str, Any]
     ) -> None:
         """Move traffic to a version that runs."""
+        name, weight, options = wanted.name, wanted.weight, wanted.options
         known = before.roles if before is not None else {}
         roles = serving.roles_after(known, version, weight)
         champion = known.get("champion")
@@ -646,13 +560,6 @@ class Hosting:
                 self._session.patiently(lambda: self._change(name, self._state(name), {champion: 100}, known))
                 raise
         self._change(name, self._unchanged(name, seen), {version: 100}, roles)
-
-    def _unchanged(self, name: str, before: State | None) -> State:
-        """The endpoint now, where nobody has changed its roles since; a deployment of a version changes its etag."""
-        now = self._state(name)
-        if dict(now.roles) != dict(before.roles if before is not None else {}):
-            raise conflict(name, "its versions are others than when this deployment began")
-        return now
 
     def _watch(self, name: str, version: str, percent: int, seconds: float, example: Any) -> None:
         """Ask a version that has a share of the traffic for a while. Raises DeploymentError where it is not well."""
@@ -713,7 +620,7 @@ class Hosting:
             },
             "update_mask": {"paths": ["traffic_split", "labels"]},
         }
-        with translated(f"The traffic of endpoint {name!r} cannot be changed"), _conflicts(name):
+        with translated(f"The traffic of endpoint {name!r} cannot be changed"), self._conflicts(name):
             try:
                 self._session.again(lambda: self._endpoints.update_endpoint(request=query, timeout=TIMEOUT))
             except Exception:
@@ -759,7 +666,10 @@ class Hosting:
         return self.get(name)
 
     def _stop(self, name: str, version: str) -> None:
-        with translated(f"Version {version} of endpoint {name!r} cannot be taken down"), _conflicts(name):
+        with (
+            translated(f"Version {version} of endpoint {name!r} cannot be taken down"),
+            self._conflicts(name),
+        ):
             self._finished(
                 lambda: self._endpoints.undeploy_model(
                     endpoint=self._resource(name), deployed_model_id=version, timeout=TIMEOUT
@@ -777,7 +687,7 @@ class Hosting:
         pattern = re.compile(rf".*/models/{re.escape(google_name(name))}-v\d+")
         with translated(f"What belongs to endpoint {name!r} cannot be listed"):
             found = self._session.again(
-                lambda: list(self._models.list_models(request=query, timeout=TIMEOUT))
+                lambda: list(self._registry.list_models(request=query, timeout=TIMEOUT))
             )
         # The API gives them with the project's number where we say its id.
         return [str(item.name).partition("@")[0] for item in found if pattern.match(item.name)]
@@ -786,7 +696,7 @@ class Hosting:
         with translated(f"{resource} cannot be removed"):
             try:
                 self._finished(
-                    lambda: self._models.delete_model(name=resource, timeout=TIMEOUT),
+                    lambda: self._registry.delete_model(name=resource, timeout=TIMEOUT),
                     lambda: not self._has_model(resource),
                     300,
                 )
@@ -804,21 +714,11 @@ def google_name(name: str) -> str:
     return _PREFIX + name.replace("_", "-")
 
 
-def check_name(name: str) -> None:
-    """Raise ConfigError where Vertex AI cannot take a name."""
-    if not _NAME.fullmatch(name):
-        raise ConfigError(
-            f"{name!r} cannot be the name of an endpoint at Vertex AI.",
-            key="endpoint.name",
-            hint="Use lower-case letters, digits and hyphens, at most 50 of them.",
-        )
-
-
 def _is_ours(endpoint: Any, name: str) -> bool:
     """Whether an endpoint is the one of a name; `a_b` has the id of `a-b`."""
     return bool(
         endpoint.display_name == name
-        and _NAME.fullmatch(name)
+        and Hosting.names.fullmatch(name)
         and endpoint.labels.get(_OURS) == label(name)
         and endpoint.name.rpartition("/")[2] == google_name(name)
     )
@@ -839,17 +739,6 @@ def _resources(options: VertexEndpoint) -> dict[str, Any]:
             }
         ]
     return found
-
-
-@contextlib.contextmanager
-def _conflicts(name: str) -> Any:
-    """What Vertex AI says when two change an endpoint at once."""
-    try:
-        yield
-    except package("google.api_core.exceptions").GoogleAPICallError as error:
-        if code_of(error) in (400, 409, 412) and _BUSY.search(message_of(error)):
-            raise conflict(name, message_of(error)) from error
-        raise
 
 
 def _is_health(error: Exception) -> bool:
@@ -882,14 +771,3 @@ def _served_by(error: Exception) -> str:
 
 def _where(name: str, version: str) -> str:
     return f"`notebooked logs {name} --endpoint --version {version}` shows what its container printed."
-
-
-def _model_error(name: str, version: str, status: int, said: str) -> NotebookedError:
-    details = {"status": status, "endpoint": name}
-    if 400 <= status < 500:
-        return InvalidInputError(f"Endpoint {name!r} refused the input: {said[:2000]}", details=details)
-    return ProviderError(
-        f"Endpoint {name!r} failed to answer: {said[:2000]}",
-        hint=_where(name, version),
-        details=details,
-    )

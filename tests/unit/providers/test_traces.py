@@ -58,7 +58,7 @@ def test_requests_to_clouds_carry_the_trace(seen: Collector, monkeypatch: pytest
     vertex = GcpSession("p", "r", None)
     vertex.__dict__["_http"] = SimpleNamespace(request=request)
     azure = object.__new__(AzureHosting)
-    azure._inputs = SimpleNamespace(check=lambda name, body: None)  # type: ignore[assignment]
+    azure._input = SimpleNamespace(check=lambda name, body: None)  # type: ignore[assignment]
 
     def score(name: str, body: bytes, headers: dict[str, str]) -> SimpleNamespace:
         asked.append(headers)
