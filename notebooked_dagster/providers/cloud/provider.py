@@ -268,7 +268,7 @@ class CloudProvider(CloudEndpoints):
 
     def _begin(self, experiment: Experiment) -> JobRecord:
         REDACTOR.add_environment(experiment.environment)
-        spec = self._spec(experiment)
+        spec = self.checked_spec(experiment)
         token = experiment.idempotency_token
         record, new = self._store.create(spec, token=token, job_id=job_name(experiment.name, token))
         folder = self._store.folder(record.id)
@@ -352,9 +352,6 @@ class CloudProvider(CloudEndpoints):
 
     def checked_spec(self, experiment: Experiment) -> JobSpec:
         """What would be asked for, checked as far as can be without asking the cloud."""
-        return self._spec(experiment)
-
-    def _spec(self, experiment: Experiment) -> JobSpec:
         spec = spec_of(
             experiment,
             options=dict(experiment.options),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
@@ -15,11 +14,9 @@ from notebooked_dagster.config.kubernetes import (
     KubernetesStorage,
     KubernetesTraining,
 )
-from notebooked_dagster.errors import ConfigError, CredentialsError, DataError
-from notebooked_dagster.providers.arguments import checked_options, is_url
-from notebooked_dagster.providers.base import Capability, Experiment, Plan
-from notebooked_dagster.providers.cloud.endpoints import said
-from notebooked_dagster.providers.cloud.package import unpack
+from notebooked_dagster.errors import DataError
+from notebooked_dagster.providers.arguments import checked_options, is_elsewhere, is_url
+from notebooked_dagster.providers.base import ALL_CAPABILITIES, Experiment, Plan
 from notebooked_dagster.providers.cloud.provider import CloudProvider, Remote
 from notebooked_dagster.providers.jobs import JobSpec
 
@@ -55,24 +52,7 @@ class KubernetesProvider(CloudProvider):
     """
 
     name: ClassVar[str] = "kubernetes"
-    capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        {
-            Capability.TRAIN,
-            Capability.TRAIN_NO_WAIT,
-            Capability.CANCEL,
-            Capability.LOGS,
-            Capability.ENDPOINT_LOGS,
-            Capability.OWN_ENVIRONMENT,
-            Capability.DEPLOY,
-            Capability.ROLLBACK,
-            Capability.TRAFFIC_SPLIT,
-            Capability.SURVIVES_RESTART,
-            Capability.GPU,
-            Capability.MULTIPLE_INSTANCES,
-            Capability.PLAN,
-            Capability.PIPES,
-        }
-    )
+    capabilities = ALL_CAPABILITIES
 
     def __init__(
         self,
@@ -102,6 +82,8 @@ class KubernetesProvider(CloudProvider):
             patience=patience,
             log_grace=log_grace,
             cancel_on_interrupt=cancel_on_interrupt,
+            training=training,
+            endpoint=endpoint,
         )
         self.session = KubeSession(context, kubeconfig, namespace, pause=min(poll, 0.5))
         self.service_account = service_account
@@ -112,8 +94,6 @@ class KubernetesProvider(CloudProvider):
             if isinstance(storage, KubernetesStorage)
             else KubernetesStorage.model_validate(dict(storage or {}))
         )
-        self._training = said(training)
-        self._endpoint_options = said(endpoint)
 
     @cached_property
     def storage(self) -> ObjectStore:
@@ -126,30 +106,19 @@ class KubernetesProvider(CloudProvider):
 
     def options(self, given: Mapping[str, Any]) -> KubernetesOptions:
         """An experiment's options on top of the section's. Raises ConfigError."""
-        sections = {"training": self._training, "endpoint": self._endpoint_options}
-        return checked_options(KubernetesOptions, given, sections)
+        return checked_options(KubernetesOptions, given, self._sections)
 
     # Training
 
     def _check(self, experiment: Experiment) -> None:
         self.options(experiment.options)
         _ = self.storage
-        if experiment.instance_count < 1:
-            raise ConfigError("instance_count has to be at least 1.", key="instance_count")
-        if (
-            experiment.data_path is not None
-            and is_url(experiment.data_path)
-            and not experiment.data_path.startswith("s3://")
-        ):
+        if is_elsewhere(experiment.data_path, "s3://"):
             raise DataError(
                 "Pods read data from the object store (s3://…) or from what this machine sends there, not from "
                 f"{experiment.data_path!r}.",
                 key="data_path",
             )
-
-    def checked_spec(self, experiment: Experiment) -> JobSpec:
-        """What would be asked for, checked as far as can be without asking the cluster."""
-        return self._spec(experiment)
 
     def plan(self, experiment: Experiment, endpoint_name: str | None = None) -> Plan:
         """What training would send and need; asks only what changes nothing."""
@@ -186,24 +155,8 @@ class KubernetesProvider(CloudProvider):
         self.storage.upload(package, self._source(job_id))
         self._jobs.submit(request)
 
-    def _check_data(self, data: str) -> None:
-        """The pod would find out only when it runs; who submits may not be allowed to look, and need not be."""
-        try:
-            there = self.storage.holds(data)
-        except CredentialsError:
-            return
-        if not there:
-            raise DataError(
-                f"There is nothing at {data}.",
-                key="data_path",
-                hint="Put the data there, or correct data_path.",
-            )
-
     def _pipes_place(self, job_id: str) -> dict[str, str]:
         return self.storage.place("jobs", job_id, "pipes")
-
-    def _messages(self, job_id: str, number: int) -> bytes | None:
-        return self.storage.read(self.storage.uri("jobs", job_id, "pipes", f"{number}.json"))
 
     def _look(self, job_id: str) -> Remote | None:
         return self._jobs.find(job_id)
@@ -233,22 +186,16 @@ class KubernetesProvider(CloudProvider):
         return lines, seen
 
     def _fetch_code(self, job_id: str, target: Path) -> None:
-        self._fetch_archive(self._source(job_id), target)
+        self.storage.fetch_archive(self._source(job_id), target)
 
     def _fetch_output(self, job_id: str, remote: Remote, target: Path) -> None:
-        self._fetch_archive(self.storage.uri("jobs", job_id, "output.tar.gz"), target)
+        self.storage.fetch_archive(self.storage.uri("jobs", job_id, "output.tar.gz"), target)
 
     def _fetch_model(self, job_id: str, remote: Remote, target: Path) -> None:
-        self._fetch_archive(self._jobs.model(job_id), target)
+        self.storage.fetch_archive(self._jobs.model(job_id), target)
 
     def _has_model(self, job_id: str, remote: Remote) -> bool:
         return self.storage.holds_a_file(self._jobs.model(job_id))
-
-    def _fetch_archive(self, uri: str, target: Path) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            archive = Path(folder) / "fetched.tar.gz"
-            self.storage.fetch(uri, archive)
-            unpack(archive, target)
 
     # Serving
 

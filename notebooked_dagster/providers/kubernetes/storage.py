@@ -6,7 +6,6 @@ imported).
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from notebooked_dagster.config.kubernetes import KubernetesStorage
@@ -52,12 +51,3 @@ class ObjectStore(Storage):
         """Where a pod writes messages of Dagster Pipes; the rest of what it takes is in its environment."""
         bucket, key = split(self.uri(*parts))
         return {"bucket": bucket, "key_prefix": key}
-
-    def document(self, uri: str) -> dict[str, Any] | None:
-        """A JSON document; None where there is none, or none that is whole."""
-        raw = self.read(uri)
-        try:
-            found = json.loads(raw) if raw is not None else None
-        except ValueError:
-            return None
-        return found if isinstance(found, dict) else None
