@@ -11,18 +11,17 @@ import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
-from importlib import import_module
+from functools import cached_property, partial
 from typing import Any
 
 from notebooked_dagster.errors import (
     ConfigError,
     CredentialsError,
-    MissingPackageError,
     NotebookedError,
     ProviderError,
     QuotaError,
 )
+from notebooked_dagster.providers.cloud.session import sdk
 from notebooked_dagster.providers.cloud.waiting import OutOfReachError
 
 API_VERSION = "2025-12-01"
@@ -332,12 +331,5 @@ def _first_line(error: Any) -> str:
     return text.strip().rstrip(".") + "."
 
 
-def package(name: str) -> Any:
-    """A module of the SDK. Raises MissingPackageError where it is not installed."""
-    try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        raise MissingPackageError(
-            f"Provider 'azure' needs the package {error.name!r}, which is not installed.",
-            hint="`pip install 'notebooked-dagster[azure]'`.",
-        ) from error
+# A module of the SDK. Raises MissingPackageError.
+package = partial(sdk, provider="azure", extra="azure")

@@ -37,7 +37,7 @@ from notebooked_dagster.providers.cloud.serving import ROLES, conflict
 from notebooked_dagster.providers.cloud.waiting import OutOfReachError
 
 from .registry import Registry
-from .session import DatabricksSession, code_of, once, package, translated
+from .session import DatabricksSession, code_of, package, translated
 from .storage import SCHEME, Storage, volume_path
 
 _OURS, _ROLES, _NEXT = "notebooked_endpoint", "notebooked_roles", "notebooked_next"
@@ -138,16 +138,10 @@ class Hosting(CloudHosting[State, DatabricksEndpoint]):
             "Content-Type": "application/json",
             "Accept": "application/json",
         }
-        for attempt in (1, 2):
-            try:
-                return once(
-                    lambda: self._session.client.api_client.do("POST", path, data=body, headers=dict(headers))
-                )
-            except Exception as error:
-                if attempt == 2 or not self._session.is_worth_another(error):
-                    raise
-            self._session.back_off(attempt)
-        raise AssertionError  # the second attempt raises
+        return self._session.again(
+            lambda: self._session.client.api_client.do("POST", path, data=body, headers=dict(headers)),
+            attempts=2,
+        )
 
     def _state(self, name: str) -> State:
         found = self._found(name)

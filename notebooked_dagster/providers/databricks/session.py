@@ -11,23 +11,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import import_module
+from functools import partial
 from typing import Any, TypeVar
 
-from notebooked_dagster.core import retrying
 from notebooked_dagster.errors import (
     ConfigError,
     CredentialsError,
-    MissingPackageError,
     NotebookedError,
     ProviderError,
     QuotaError,
 )
+from notebooked_dagster.providers.cloud.session import CloudSession, sdk, sentence
 from notebooked_dagster.providers.cloud.waiting import OutOfReachError
 
 T = TypeVar("T")
-# Short trouble is waited out here; longer trouble is for whoever waits for the job.
-_ATTEMPTS = 4
 TIMEOUT = 60
 # A workspace answers 429 both for what may be asked again in a moment and for what it has no room for.
 _QUOTA = re.compile(r"(?i)quota|maximum (number|concurren)|exceed\w* the (limit|maximum)|workspace limit")
@@ -58,7 +55,7 @@ class _OneTry:
         self._now += 86_400 + seconds
 
 
-class DatabricksSession:
+class DatabricksSession(CloudSession):
     """One set of credentials, one workspace.
 
     Args:
@@ -68,10 +65,9 @@ class DatabricksSession:
     """
 
     def __init__(self, host: str | None, profile: str | None, pause: float = 0.5) -> None:
+        super().__init__("databricks", transient, pause)
         self._host = host
         self._profile = profile
-        self._pause = pause
-        self.budget = retrying.budget_of("databricks")
         self._client: Any = None
         self._making = threading.Lock()
 
@@ -96,7 +92,7 @@ class DatabricksSession:
             return sdk.WorkspaceClient(config=config)
         except ValueError as error:
             raise CredentialsError(
-                _sentence("Databricks' credentials cannot be used", str(error).partition(". Config:")[0]),
+                sentence("Databricks' credentials cannot be used", str(error).partition(". Config:")[0]),
                 hint="Log in (`databricks auth login`), set DATABRICKS_HOST with the variables of a service principal, or name "
                 "a profile: databricks.profile; credentials are never configured here.",
             ) from error
@@ -112,23 +108,9 @@ class DatabricksSession:
         config = self.client.config
         return "azure" if config.is_azure else "gcp" if config.is_gcp else "aws"
 
-    def again(self, call: Callable[[], T]) -> T:
-        """Make a call that may be made twice; short trouble is waited out."""
-        return retrying.again(
-            lambda: once(call),
-            when=lambda error: isinstance(error, Exception) and transient(error),
-            budget=self.budget,
-            attempts=_ATTEMPTS,
-            base=2 * self._pause,
-        )
-
-    def is_worth_another(self, error: Exception) -> bool:
-        """Whether a call that failed so may be made once more; that takes a retry of the budget."""
-        return transient(error) and self.budget.take()
-
-    def back_off(self, attempt: int) -> None:
-        """Wait before a call is made once more, ``attempt`` times having failed."""
-        time.sleep(retrying.wait(attempt, 2 * self._pause))
+    def again(self, call: Callable[[], T], **more: Any) -> T:
+        """As the base has it, and what the SDK's own patience hid is seen."""
+        return super().again(lambda: once(call), **more)
 
 
 def once(call: Callable[[], T]) -> T:
@@ -141,15 +123,8 @@ def once(call: Callable[[], T]) -> T:
         raise
 
 
-def package(name: str) -> Any:
-    """A module of the SDK. Raises MissingPackageError."""
-    try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        raise MissingPackageError(
-            f"Provider 'databricks' needs the package {error.name!r}, which is not installed.",
-            hint="`pip install 'notebooked-dagster[databricks]'`.",
-        ) from error
+# A module of the SDK. Raises MissingPackageError.
+package = partial(sdk, provider="databricks", extra="databricks")
 
 
 def transient(error: Exception) -> bool:
@@ -195,19 +170,19 @@ def translated(what: str) -> Iterator[None]:
     except DatabricksError as error:
         raise from_api_error(what, error) from error
     except JSONDecodeError as error:
-        raise ProviderError(_sentence(what, f"the answer is no JSON: {error}")) from error
+        raise ProviderError(sentence(what, f"the answer is no JSON: {error}")) from error
     except (RequestException, TimeoutError) as error:
-        raise OutOfReachError(_sentence(what, str(error)), hint="Check the network.") from error
+        raise OutOfReachError(sentence(what, str(error)), hint="Check the network.") from error
     except ValueError as error:
         # What the SDK says of credentials that it finds wanting only when they are used.
         raise CredentialsError(
-            _sentence(what, str(error)), hint="Log in again: `databricks auth login`."
+            sentence(what, str(error)), hint="Log in again: `databricks auth login`."
         ) from error
 
 
 def from_api_error(what: str, error: Exception) -> NotebookedError:
     """An error that Databricks answered with, as ours."""
-    code, text = code_of(error), _sentence(what, str(error))
+    code, text = code_of(error), sentence(what, str(error))
     details = {"code": code, "error_code": str(getattr(error, "error_code", "") or "")}
     if is_quota(error):
         return QuotaError(
@@ -233,7 +208,3 @@ def from_api_error(what: str, error: Exception) -> NotebookedError:
             key = "options.training.spark_version"
         return ConfigError(text, key=key, details=details)
     return ProviderError(text, details=details)
-
-
-def _sentence(what: str, said: str) -> str:
-    return f"{what}: {' '.join(said.split()).rstrip('.')}."

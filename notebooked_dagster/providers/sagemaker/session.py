@@ -16,11 +16,11 @@ from typing import Any
 from notebooked_dagster.errors import (
     ConfigError,
     CredentialsError,
-    MissingPackageError,
     NotebookedError,
     ProviderError,
     QuotaError,
 )
+from notebooked_dagster.providers.cloud.session import sdk
 from notebooked_dagster.providers.cloud.waiting import OutOfReachError
 
 # Short trouble is the SDK's to wait out, in seconds; longer trouble is for whoever waits for the job.
@@ -74,13 +74,7 @@ class AwsSession:
 
     @cached_property
     def _session(self) -> Any:
-        try:
-            boto3 = import_module("boto3")
-        except ModuleNotFoundError as error:
-            raise MissingPackageError(
-                f"Provider {self._needed[0]!r} needs the package {error.name!r}, which is not installed.",
-                hint=f"`pip install 'notebooked-dagster[{self._needed[1]}]'`.",
-            ) from error
+        boto3 = sdk("boto3", provider=self._needed[0], extra=self._needed[1])
         from botocore.exceptions import BotoCoreError
 
         try:

@@ -191,14 +191,9 @@ class Hosting(CloudHosting[State, VertexEndpoint]):
         # Not by the SDK's PredictionServiceClient: over REST it wraps the body in JSON (`httpBody`), and the container is
         # to get it as it is.
         url = f"{self._url(name)}:rawPredict"
-        for attempt in (1, 2):
-            try:
-                return self._session.send("POST", url, content=body)
-            except Exception as error:
-                if attempt == 2 or _said_by_container(error) or not self._session.is_worth_another(error):
-                    raise
-            self._session.back_off(attempt)
-        raise AssertionError  # the second attempt raises
+        return self._session.again(
+            lambda: self._session.send("POST", url, content=body), attempts=2, unless=_said_by_container
+        )
 
     def _state(self, name: str) -> State:
         found = self._found(name)

@@ -13,26 +13,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
-from importlib import import_module
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
-from notebooked_dagster.core import retrying, tracing
+from notebooked_dagster.core import tracing
 from notebooked_dagster.errors import (
     ConfigError,
     CredentialsError,
-    MissingPackageError,
     NotebookedError,
     ProviderError,
     QuotaError,
 )
+from notebooked_dagster.providers.cloud.session import CloudSession, sdk, sentence
 from notebooked_dagster.providers.cloud.waiting import OutOfReachError, until
 
 log = logging.getLogger("notebooked.providers.vertex")
 T = TypeVar("T")
 _SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
-# Short trouble is waited out here; longer trouble is for whoever waits for the job.
-_ATTEMPTS = 4
 TIMEOUT = 60.0
 _SERVICES = {"jobs": "JobServiceClient", "models": "ModelServiceClient", "endpoints": "EndpointServiceClient"}
 # Google answers 429 both for what may be asked again in a minute and for what is not allowed to this project at all.
@@ -40,7 +37,7 @@ _RATE = re.compile(r"(?i)per minute|per second|per day|requests? rate|rate limit
 _QUOTA = re.compile(r"(?i)quota|insufficient|exhausted|stockout|capacity")
 
 
-class GcpSession:
+class GcpSession(CloudSession):
     """One set of credentials, one project, one region.
 
     Args:
@@ -53,11 +50,10 @@ class GcpSession:
     def __init__(
         self, project: str | None, region: str | None, endpoint_url: str | None, pause: float = 0.5
     ) -> None:
+        super().__init__("vertex", transient, pause)
         self._project = project
         self._region = region
         self._endpoint_url = endpoint_url.rstrip("/") if endpoint_url else None
-        self._pause = pause
-        self.budget = retrying.budget_of("vertex")
         self._clients: dict[str, Any] = {}
         self._making = threading.RLock()
 
@@ -159,44 +155,19 @@ class GcpSession:
             raise _refusal(reply)
         return reply
 
-    def again(self, call: Callable[[], T]) -> T:
-        """Make a call that may be made twice; short trouble is waited out."""
-        return retrying.again(
-            call,
-            when=lambda error: isinstance(error, Exception) and transient(error),
-            budget=self.budget,
-            attempts=_ATTEMPTS,
-            base=2 * self._pause,
-        )
-
     def patiently(self, call: Callable[[], T]) -> T:
         """Make a call that may be made twice and whose errors are ours; long trouble is waited out."""
         return until(
             call, lambda _: True, budget=self.budget, poll=2 * self._pause, timeout=None, say=log.warning
         )
 
-    def is_worth_another(self, error: Exception) -> bool:
-        """Whether a call that failed so may be made once more; that takes a retry of the budget."""
-        return transient(error) and self.budget.take()
-
-    def back_off(self, attempt: int) -> None:
-        """Wait before a call is made once more, ``attempt`` times having failed."""
-        time.sleep(retrying.wait(attempt, 2 * self._pause))
-
     def pause(self, attempt: int) -> None:
         """Wait before something is looked for again that takes a while to be seen, longer each time."""
         time.sleep(self._pause * 2 ** (attempt - 1) * random.uniform(0.5, 1.0))
 
 
-def package(name: str) -> Any:
-    """A module of the SDK. Raises MissingPackageError."""
-    try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        raise MissingPackageError(
-            f"Provider 'vertex' needs the package {error.name!r}, which is not installed.",
-            hint="`pip install 'notebooked-dagster[gcp]'`.",
-        ) from error
+# A module of the SDK. Raises MissingPackageError.
+package = partial(sdk, provider="vertex", extra="gcp")
 
 
 def api_message(kind: str, fields: Mapping[str, Any], key: str) -> Any:
@@ -273,25 +244,25 @@ def translated(what: str) -> Iterator[None]:
     try:
         yield
     except TransportError as error:
-        raise OutOfReachError(_sentence(what, str(error)), hint="Check the network.") from error
+        raise OutOfReachError(sentence(what, str(error)), hint="Check the network.") from error
     except GoogleAuthError as error:
         raise CredentialsError(
-            _sentence(what, str(error.args[0] if error.args else error)),
+            sentence(what, str(error.args[0] if error.args else error)),
             hint="Log in (`gcloud auth application-default login`), set GOOGLE_APPLICATION_CREDENTIALS, or run where a "
             "service account is attached; credentials are never configured here.",
         ) from error
     except GoogleAPICallError as error:
         raise from_api_error(what, error) from error
     except RequestException as error:
-        raise OutOfReachError(_sentence(what, str(error)), hint="Check the network.") from error
+        raise OutOfReachError(sentence(what, str(error)), hint="Check the network.") from error
     except GoogleAPIError as error:
-        raise ProviderError(_sentence(what, str(error))) from error
+        raise ProviderError(sentence(what, str(error))) from error
 
 
 def from_api_error(what: str, error: Exception) -> NotebookedError:
     """An error that Google answered with, as ours."""
     code, message = code_of(error), message_of(error)
-    text = _sentence(what, message)
+    text = sentence(what, message)
     details = {"code": code}
     if is_quota(error):
         return QuotaError(
@@ -315,7 +286,3 @@ def from_api_error(what: str, error: Exception) -> NotebookedError:
             key = "gcp.service_account"
         return ConfigError(text, key=key, details=details)
     return ProviderError(text, details=details)
-
-
-def _sentence(what: str, said: str) -> str:
-    return f"{what}: {' '.join(said.split()).rstrip('.')}."
