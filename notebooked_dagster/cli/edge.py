@@ -6,8 +6,9 @@ import functools
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,7 @@ edge_command.add_command(daemon_command)
 @click.option("--label", "labels", multiple=True, help="A group it belongs to; repeatable.")
 @click.option("--capacity", type=click.IntRange(1, 64), default=1, show_default=True, help="Runs at a time.")
 @click.option("--host-key", help="Its public key, `ssh-ed25519 AAAA…`; asked of the device where not given.")
+@click.option("--offline", is_flag=True, help="It has no internet: wheels and uv are brought from here.")
 @click.option("--yes", is_flag=True, help="Take the key that the device shows without asking.")
 @shared_options
 def add(
@@ -58,6 +60,7 @@ def add(
     labels: tuple[str, ...],
     capacity: int,
     host_key: str | None,
+    offline: bool,
     yes: bool,
 ) -> None:
     """Declare a device in edge.yaml, after showing the fingerprint of its host key."""
@@ -84,6 +87,7 @@ def add(
     entry |= {"key": str(key)} if key else {}
     entry |= {"labels": list(labels)} if labels else {}
     entry |= {"capacity": capacity} if capacity != 1 else {}
+    entry |= {"offline": True} if offline else {}
     fleet_of([entry], path.parent)
     write_atomic(path, with_device(path, entry))
     session().emit(entry, lambda: f"{name} is in {FILE}. `notebooked edge doctor {name}` looks at it.")
@@ -160,23 +164,35 @@ def provision(name: str) -> None:
     """Bring our agent and uv to a device that has Python, pip and an SSH server. Needs no root."""
     device = _device(name)
     link = _link(device)
-    link.ask("hello")
-    script = (
-        # Runs go on when nobody is logged in, and endpoints come back when the power does; some systems want root for it.
-        "loginctl --no-ask-password enable-linger >/dev/null 2>&1; "
-        'export PATH="$HOME/.local/bin:$PATH"; command -v uv || { '
-        f"{shlex.quote(device.agent_python)} -m venv {shlex.quote(str(device.folder))}/uv && "
-        f"{shlex.quote(str(device.folder))}/uv/bin/python -m pip install --quiet uv && mkdir -p ~/.local/bin && "
-        f'ln -sf "$(cd {shlex.quote(str(device.folder))} && pwd)/uv/bin/uv" ~/.local/bin/uv && command -v uv; }}'
-    )
-    done = link.run(script, timeout=900)
+    there = link.ask("hello").header
+    folder = shlex.quote(str(device.folder))
+    find = 'export PATH="$HOME/.local/bin:$PATH"; command -v uv'
+    # Runs go on when nobody is logged in, and endpoints come back when the power does; some systems want root for it.
+    done = link.run(f"loginctl --no-ask-password enable-linger >/dev/null 2>&1; {find}")
+    if done.returncode:
+        if device.offline:
+            install = _bring_uv(device, link, there)
+        else:
+            install = f"{shlex.quote(device.agent_python)} -m venv {folder}/uv && {folder}/uv/bin/python -m pip install --quiet uv"
+        script = f'{install} && mkdir -p ~/.local/bin && ln -sf "$(cd {folder} && pwd)/uv/bin/uv" ~/.local/bin/uv && {find}'
+        done = link.run(script, timeout=900)
     if done.returncode:
         raise DeviceError(
             f"uv cannot be installed on {name}: {done.stderr.decode('utf-8', 'replace').strip()[-500:]}",
-            hint="On Raspberry Pi OS: apt install python3-venv; without internet, copy uv to ~/.local/bin there.",
+            hint="On Raspberry Pi OS: apt install python3-venv; without internet, write `offline: true` for it in edge.yaml.",
         )
     path = done.stdout.decode().strip().splitlines()[-1]
     session().emit({"device": name, "uv": path}, lambda: f"{name} has our agent, and uv at {path}.")
+
+
+def _bring_uv(device: Device, link: Link, there: Mapping[str, Any]) -> str:
+    """Download uv here and bring it there; returns the command that says whether it works."""
+    from notebooked_dagster.edge.wheels import uv_for
+
+    with tempfile.TemporaryDirectory() as made:
+        uv_for(device, there, Path(made))
+        link.copy(Path(made), "uv/bin")
+    return f"{shlex.quote(str(device.folder))}/uv/bin/uv --version"
 
 
 @edge_command.command("deploy")

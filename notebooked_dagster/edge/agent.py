@@ -7,6 +7,7 @@ the process of a run (``recording``). The device's folder::
     agents/<hash>/notebooked_edge/   this code
     releases/<hash>/                 the project's code; ``current`` points at the newest
     environments/<hash>/             what uv installed from the lock file
+    wheels/                          what it installed that from, where there is no internet
     instance/                        the small Dagster instance of all runs here
     runs/<run id>/                   request, journal, lease, compute logs, outputs
     serving/                         the endpoints; see ``hosting``
@@ -534,24 +535,16 @@ def _environment(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     if uv is None:
         raise RefusedError("no-uv", "uv is not installed.")
     lock = ROOT / RELEASES / request["release"] / request["lock"]
-    offline = ["--no-index", "--find-links", request["wheels"]] if request.get("wheels") else []
+    wheels = ["--no-index", "--find-links", str(ROOT / request["wheels"])] if request.get("wheels") else []
+    # Where there are wheels there is no internet, and a Python that is missing is said to be so at once.
+    offline = ["--offline"] if wheels else []
     with _lock(ROOT / "environment.lock"):
         if not (folder / ".complete").exists():
             shutil.rmtree(folder, ignore_errors=True)
             for command in (
-                [uv, "venv", "--quiet", "--python", request.get("version") or sys.executable, str(folder)],
-                [
-                    uv,
-                    "pip",
-                    "install",
-                    "--quiet",
-                    "--python",
-                    str(folder / "bin/python"),
-                    *offline,
-                    "-r",
-                    str(lock),
-                ],
-            ):
+                [uv, "venv", "--quiet", *offline, "--python", request.get("version") or sys.executable, str(folder)],
+                [uv, "pip", "install", "--quiet", *offline, "--python", str(folder / "bin/python"), *wheels, "-r", str(lock)],
+            ):  # fmt: skip
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
                 if done.returncode:
                     raise RefusedError("environment", done.stderr.strip()[-2000:] or f"{command[1]} failed.")
@@ -577,7 +570,9 @@ def _hello(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         "rsync": shutil.which("rsync") is not None,
         "running": [folder.name for folder in _runs() if _alive(folder)],
         "runs": len(_runs()),
+        "libc": platform.libc_ver(),
         "releases": [path.name for path in _whole(RELEASES)],
+        "environments": [path.name for path in _whole(ENVIRONMENTS)],
         "current": (ROOT / "current").resolve().name if (ROOT / "current").exists() else None,
         "endpoints": boot.told(ROOT / "serving"),
     }, b""  # fmt: skip

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from notebooked_dagster.config.document import Document, KeyPath, key_text, read_documents
 from notebooked_dagster.errors import ConfigError
 
 FILE = "edge.yaml"
 LAUNCHER = "notebooked_dagster.edge.launcher"
+_VERSION = r"\d+\.\d+(\.\d+)?"
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
 
 
@@ -54,7 +56,11 @@ class Device(BaseModel):
     agent_python: str = Field("python3", description="The interpreter of our agent: Python 3.11 or newer.")
     wheels: str | None = Field(
         None,
-        description="A folder of wheels on the device, for one without internet; nothing else is asked then.",
+        description="A folder of wheels on the device, relative to `folder`, that somebody fills; nothing else is asked then.",
+    )
+    offline: bool = Field(
+        False,
+        description="It has no internet: this host downloads the wheels that it needs, and uv, and brings them there.",
     )
 
     @field_validator("host_key")
@@ -72,6 +78,16 @@ class Device(BaseModel):
         if ".." in value.parts or value == PurePosixPath(".") or str(value).startswith("~"):
             raise ValueError("has to be a folder of its own, relative to the home or absolute")
         return value
+
+    @model_validator(mode="after")
+    def _is_one_way(self) -> Device:
+        if self.offline and self.wheels is not None:
+            raise ValueError(
+                "either `offline`, and this host brings wheels, or `wheels`, and somebody else does"
+            )
+        if self.offline and not re.fullmatch(_VERSION, self.python_version or "3.11"):
+            raise ValueError("`python_version` has to be a number such as 3.11 where the device is offline")
+        return self
 
     @property
     def address(self) -> str:

@@ -17,6 +17,7 @@ from notebooked_dagster.errors import ConfigError, DeviceError
 
 from .devices import Device
 from .ssh import Link
+from .wheels import FOLDER, wheels_for
 
 LOCK_FILES = (
     "requirements/edge.lock",
@@ -138,12 +139,15 @@ def _brought(release: Release, device: Device, link: Link, keep: int) -> str:
     link.ask("activate", {"release": release.name, "files": dict(release.files), "keep": keep}, timeout=600)
     environment = release.environment(device)
     if environment is not None:
+        assert release.lock is not None
+        if device.offline and environment not in there["environments"]:
+            link.copy(wheels_for(release.code / release.lock, device, there, link.state), FOLDER)
         try:
             link.ask(
                 "environment",
                 {
                     "release": release.name, "environment": environment, "lock": release.lock,
-                    "wheels": device.wheels, "version": device.python_version,
+                    "wheels": FOLDER if device.offline else device.wheels, "version": device.python_version,
                 },
                 timeout=3600,
             )  # fmt: skip

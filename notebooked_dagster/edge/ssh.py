@@ -66,7 +66,7 @@ class Link:
 
     def __init__(self, device: Device, state: Path, *, channel: str = "") -> None:
         self.device = device
-        self._state = state
+        self.state = state
         self._channel = channel
         self._agent = agent_version()
 
@@ -161,7 +161,7 @@ class Link:
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
         """Wait until no other process or thread of this host brings something to the device."""
-        folder = self._state / "bringing"
+        folder = self.state / "bringing"
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / self.device.name).open("ab") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
@@ -267,7 +267,7 @@ class Link:
     def _known_hosts(self) -> Path | None:
         if self.device.host_key is None:
             return self.device.known_hosts
-        path = self._state / "known_hosts" / self.device.name
+        path = self.state / "known_hosts" / self.device.name
         line = f"{self.device.name} {self.device.host_key}\n"
         if not path.exists() or path.read_text() != line:
             from notebooked_dagster.core.files import write_atomic

@@ -45,10 +45,10 @@ def pi(root: Path) -> Iterator[LoopbackDevice]:
     if SSHD is None:
         pytest.skip("no OpenSSH server here (Debian: apt install openssh-server)")
     # A user's systemd, as far as files go: that it is there, and where its units are.
-    environment = {"XDG_RUNTIME_DIR": str(root / "runtime"), "XDG_CONFIG_HOME": str(root / "config")}
     (root / "runtime/systemd").mkdir(parents=True)
     (root / "runtime/systemd/private").touch()
-    device = LoopbackDevice(root / "pi", environment=environment)
+    device = LoopbackDevice(root / "pi")
+    device.environment = {"XDG_RUNTIME_DIR": f"{root}/runtime", "XDG_CONFIG_HOME": f"{root}/config"}
     device.start()
     project = root / "project"
     project.mkdir()

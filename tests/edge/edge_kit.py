@@ -104,26 +104,21 @@ class LoopbackDevice:
         name: What runs call it by.
         address: Where it listens.
         within: The command that runs it in a network of its own.
-        environment: Variables of its sessions.
     """
 
     #: How many times as long it may take.
     slower = 1
 
     def __init__(
-        self,
-        root: Path,
-        name: str = "pi",
-        *,
-        address: str = "127.0.0.1",
-        within: Sequence[str] = (),
-        environment: Mapping[str, str] | None = None,
+        self, root: Path, name: str = "pi", *, address: str = "127.0.0.1", within: Sequence[str] = ()
     ) -> None:
         assert SSHD is not None
         self.name = name
         self.root = root
         self.folder = root / "work"
         self.address = address
+        #: Variables of its sessions, from its next start on.
+        self.environment: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
         self._within = within
         root.mkdir(parents=True)
@@ -149,18 +144,16 @@ class LoopbackDevice:
             MaxStartups 100
             """)
         )
-        if environment:
-            told = " ".join(f"{name}={value}" for name, value in environment.items())
-            with (root / "sshd_config").open("a") as stream:
-                stream.write(f"SetEnv {told}\n")
 
     def start(self) -> None:
         if os.getuid() == 0:
             # Debian's sshd wants it; its service makes it at boot.
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         assert SSHD is not None
+        told = " ".join(f"{name}={value}" for name, value in self.environment.items())
+        options = ["-o", f"SetEnv={told}"] if told else []
         self.process = subprocess.Popen(
-            [*self._within, SSHD, "-f", str(self.root / "sshd_config"), "-D", "-e"],
+            [*self._within, SSHD, "-f", str(self.root / "sshd_config"), *options, "-D", "-e"],
             stderr=(self.root / "sshd.log").open("ab"),
         )
         until(lambda: self._answers(), 10, "sshd to answer")
