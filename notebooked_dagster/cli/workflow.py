@@ -11,7 +11,7 @@ from notebooked_dagster.errors import ConfigError
 from .options import session, shared_options
 
 _PLATFORMS = ("github", "gitlab")
-_PROVIDERS = ("local", "sagemaker", "azure", "gcp", "kubernetes", "databricks")
+_PROVIDERS = ("local", "sagemaker", "azure", "gcp", "kubernetes", "databricks", "pi")
 _FORMATS = ("text", "markdown", "json", "openmetrics")
 
 

@@ -17,7 +17,9 @@ from typing import Any
 from notebooked_dagster.errors import ConfigError
 
 PLATFORMS = {"github": ".github/workflows/notebooks.yml", "gitlab": ".gitlab-ci.yml"}
-PROVIDERS = ("local", "sagemaker", "azure", "gcp", "kubernetes", "databricks")
+PROVIDERS = ("local", "sagemaker", "azure", "gcp", "kubernetes", "databricks", "pi")
+# Endpoints are on the runner, or where only it reaches them; there is no cloud to enter.
+_OWN_RUNNER = ("local", "pi")
 #: Action -> the commit of its release, and the release; read from the actions' repositories in November 2026.
 ACTIONS = {
     "actions/checkout": ("3d3c42e5aac5ba805825da76410c181273ba90b1", "v7.0.1"),
@@ -53,6 +55,11 @@ class WorkflowOptions:
     branch: str = "main"
     python: str = "3.11"
     requirements: str = "requirements.txt"
+
+    @property
+    def own_runner(self) -> bool:
+        """Whether the deployment runs on a machine of the user's, and needs no identity in a cloud."""
+        return self.provider in _OWN_RUNNER
 
 
 def generate_workflow(options: WorkflowOptions) -> str:

@@ -78,10 +78,22 @@ def test_nothing_is_permitted_that_is_not_asked_for(provider: str) -> None:
         name: {key for key, value in job["permissions"].items() if value == "write"}
         for name, job in workflow["jobs"].items()
     }
-    federated = set() if provider == "local" else {"id-token"}
+    federated = set() if provider in ("local", "pi") else {"id-token"}
     assert writes == {"check": set(), "train": federated, "compare": {"pull-requests"}, "deploy": federated}
     # No key is kept anywhere: a cloud is entered by federation alone.
     assert "secrets." not in made("github", provider)
+
+
+def test_where_the_runner_is_ones_own_it_is_asked_for_and_keeps_what_is_deployed(provider: str) -> None:
+    own = provider in ("local", "pi")
+    github = yaml.safe_load(made("github", provider))["jobs"]["deploy"]
+    assert (github["runs-on"], github["steps"][0]["with"].get("clean")) == (
+        (["self-hosted"], False) if own else ("ubuntu-24.04", None)
+    )
+    gitlab = yaml.safe_load(made("gitlab", provider))["deploy"]
+    assert (gitlab.get("tags"), gitlab.get("variables")) == (
+        (["notebooked"], {"GIT_CLEAN_FLAGS": "none"}) if own else (None, None)
+    )
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
