@@ -52,7 +52,7 @@ def notebook_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
         check_specs=checks,
     )
     def notebook(context: dg.AssetExecutionContext) -> Iterator[dg.ObserveResult]:
-        with reported():
+        with reported(context.log):
             yield observe(spec, context)
 
     made: dg.AssetsDefinition = notebook
@@ -153,7 +153,7 @@ def scripts_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
         config_schema=_scripts_config(),
     )
     def scripts(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
-        with reported():
+        with reported(context.log):
             yield from generate_scripts(
                 spec, context, force=bool(context.op_execution_context.op_config["force"])
             )

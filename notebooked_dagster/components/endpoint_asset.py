@@ -57,7 +57,7 @@ def endpoint_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
         required_resource_keys={PROVIDER, TRACKING},
     )
     def endpoint(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
-        with reported(), about(run=context.run.run_id, asset=f"{spec.name}/endpoint"):
+        with reported(context.log), about(run=context.run.run_id, asset=f"{spec.name}/endpoint"):
             with traced(context, f"{spec.name}/endpoint", "deploy"):
                 made = deploy(spec, context)
             yield made
@@ -250,7 +250,7 @@ def endpoint_checks(spec: ExperimentSpec) -> dg.AssetChecksDefinition:
     def checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
         wanted = {key.name for key in context.selected_asset_check_keys}
         providers: ProviderResource = getattr(context.resources, PROVIDER)
-        with reported():
+        with reported(context.log):
             provider = providers.get(served_by(context.instance, spec.config, spec.config.endpoint_name))
             for name in endpoint_names(spec, context.instance):
                 with traced(context, f"{spec.name}/endpoint checks", "test"):

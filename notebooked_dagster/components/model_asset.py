@@ -66,7 +66,7 @@ def model_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
     def model(
         context: dg.AssetExecutionContext,
     ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
-        with reported(), about(run=context.run.run_id, asset=f"{spec.name}/model"):
+        with reported(context.log), about(run=context.run.run_id, asset=f"{spec.name}/model"):
             if spec.key("model") in context.selected_asset_keys:
                 with traced(context, f"{spec.name}/model", "build"):
                     made = train(spec, context)

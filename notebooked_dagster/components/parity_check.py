@@ -36,7 +36,7 @@ def parity_check(spec: ExperimentSpec) -> dg.AssetChecksDefinition:
         required_resource_keys={PROVIDER},
     )
     def parity(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
-        with reported():
+        with reported(context.log):
             yield compare(spec, context)
 
     return parity

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
+import logging
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
-from notebooked_dagster.core.redaction import REDACTOR
+from notebooked_dagster.core.redaction import REDACTOR, RedactingFilter
 from notebooked_dagster.errors import NotebookedError, ProviderError, TrainingKilledError, from_os
 from notebooked_dagster.notebook.model import Finding, Notebook
 from notebooked_dagster.providers.base import TrainingJob
@@ -19,18 +22,42 @@ _PREVIEW_LINES = 120
 _PREVIEW_CHARACTERS = 12_000
 _LARGEST_PLOT = 200_000
 _MOST_PLOTS = 6
+_MASKED = RedactingFilter()
 _IMAGES = (".png", ".svg", ".jpg", ".jpeg")
 
 
 @contextlib.contextmanager
-def reported() -> Iterator[None]:
-    """Turn an error of ours into a ``dagster.Failure`` whose description says what is wrong and what to do."""
+def reported(log: logging.Logger) -> Iterator[None]:
+    """Turn an error of ours into a ``dagster.Failure`` whose description says what is wrong and what to do.
+
+    Dagster keeps what a step logs, and the stack of its failure with all that led to it. Secrets stay out of both.
+
+    Args:
+        log: The step's.
+    """
+    log.addFilter(_MASKED)
     try:
         yield
-    except NotebookedError as error:
-        raise failure_of(error) from error
-    except OSError as error:
-        raise failure_of(from_os(error)) from error
+    except Exception as error:
+        ours = (
+            error
+            if isinstance(error, NotebookedError)
+            else from_os(error)
+            if isinstance(error, OSError)
+            else None
+        )
+        stack = "".join(traceback.format_exception(error))
+        masked = REDACTOR.redact(stack).rstrip()
+        if masked == stack.rstrip():
+            if ours is None:
+                raise
+            raise failure_of(ours) from error
+        failure = failure_of(ours) if ours is not None else dg.Failure(masked.rpartition("\n")[2])
+        raise dg.Failure(
+            failure.description,
+            {"stack": code_block(masked, "text", last=True), **failure.metadata},
+            allow_retries=failure.allow_retries,
+        ) from None
 
 
 def failure_of(error: NotebookedError) -> dg.Failure:
@@ -38,14 +65,15 @@ def failure_of(error: NotebookedError) -> dg.Failure:
     metadata: dict[str, Any] = {"error": type(error).__name__}
     for name in ("hint", "cell", "line", "key"):
         if (value := getattr(error, name)) is not None:
-            metadata[name] = value
+            metadata[name] = _masked(value)
     if error.path is not None:
         metadata["file"] = dg.MetadataValue.path(str(error.path))
     first, _, rest = error.message.partition("\n")
     if rest.strip():
         metadata["traceback"] = code_block(REDACTOR.redact(rest.strip("\n")), "text", last=True)
     for name, value in error.details.items():
-        metadata[name] = value if isinstance(value, str | int | float) else dg.MetadataValue.json(value)
+        told = _masked(value)
+        metadata[name] = told if isinstance(told, str | int | float) else dg.MetadataValue.json(told)
     # A wrong declaration does not become right by trying again; a network may.
     return dg.Failure(
         description=REDACTOR.redact(
@@ -56,6 +84,11 @@ def failure_of(error: NotebookedError) -> dg.Failure:
         metadata=metadata,
         allow_retries=isinstance(error, ProviderError | TrainingKilledError),
     )
+
+
+def _masked(value: Any) -> Any:
+    """A plain value without the secrets in it."""
+    return json.loads(REDACTOR.redact(json.dumps(value, default=str)))
 
 
 def code_block(text: str, language: str, *, last: bool = False) -> dg.MarkdownMetadataValue:

@@ -18,6 +18,7 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
     AssetCheckEvaluationTargetMaterializationData,
 )
 
+from notebooked_dagster.core.redaction import REDACTOR
 from notebooked_dagster.errors import JobNotFoundError, NotebookedError
 from notebooked_dagster.providers.base import BaseProvider, JobStatus, TrainingJob
 from notebooked_dagster.resources import PROVIDER, TRACKING, ProviderResource, TrackingResource
@@ -61,7 +62,7 @@ def training_jobs_sensor(
             mine = [item for item in waiting if item.provider == name]
             look.at(name, providers, mine, by_name)
         for note in look.notes:
-            context.log.warning(note)
+            context.log.warning(REDACTOR.redact(note))
         return dg.SensorResult(
             asset_events=look.events,
             skip_reason=dg.SkipReason(look.told()),
@@ -158,7 +159,7 @@ class _Look:
         """The look in a line."""
         made = sum(isinstance(event, dg.AssetMaterialization) for event in self.events)
         models = [f"{made} model{'s' if made > 1 else ''} made."] if made else []
-        return " ".join([*self.notes, *models, f"{self.going_on} training jobs run."])
+        return REDACTOR.redact(" ".join([*self.notes, *models, f"{self.going_on} training jobs run."]))
 
     def _job(self, provider: BaseProvider, spec: ExperimentSpec, item: Submission) -> TrainingJob | None:
         """The job now; None where there is none to tell yet. Raises JobNotFoundError where there will be none."""
@@ -282,7 +283,7 @@ class _Look:
 def _observation(spec: ExperimentSpec, item: Submission, name: str, text: str) -> dg.AssetObservation:
     return dg.AssetObservation(
         spec.key("model"),
-        description=text[:4000] or "Training failed.",
+        description=REDACTOR.redact(text)[:4000] or "Training failed.",
         partition=item.partition,
         metadata={
             name: item.token,

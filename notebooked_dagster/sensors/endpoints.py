@@ -10,6 +10,7 @@ import dagster as dg
 import orjson
 
 from notebooked_dagster.config import ExperimentConfig
+from notebooked_dagster.core.redaction import REDACTOR
 from notebooked_dagster.errors import CapabilityError, EndpointNotFoundError, NotebookedError
 from notebooked_dagster.providers.base import BaseProvider, EndpointStatus
 from notebooked_dagster.providers.registry import same_provider
@@ -100,8 +101,8 @@ class _Round:
             return f"unknown: {error.message}"
         except (NotebookedError, OSError) as error:
             # One broken endpoint must not keep the others from being looked at.
-            self.notes.append(f"{name}: {error}")
-            return f"failed: {getattr(error, 'message', error)}"
+            self.notes.append(REDACTOR.redact(f"{name}: {error}"))
+            return REDACTOR.redact(f"failed: {getattr(error, 'message', error)}")
 
 
 def served_by(instance: dg.DagsterInstance, config: ExperimentConfig, name: str) -> str:
@@ -153,7 +154,7 @@ def orphan_sensor(
             except CapabilityError:
                 continue
             except (NotebookedError, OSError) as error:
-                notes.append(f"{name}: {error}")
+                notes.append(REDACTOR.redact(f"{name}: {error}"))
         for note in notes:
             context.log.warning(note)
         return dg.SkipReason(" ".join(notes) or "Nothing is left over.")

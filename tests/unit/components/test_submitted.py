@@ -16,6 +16,7 @@ import pytest
 
 from notebooked_dagster.components import submitted
 from notebooked_dagster.components.submission import taken_up
+from notebooked_dagster.core.redaction import REDACTOR
 from notebooked_dagster.providers.base import Experiment, JobStatus, TrainingJob
 from tests.unit.components.kit import MODEL, HandProject, HandProvider, hand_project
 
@@ -180,12 +181,20 @@ def test_a_schedule_submits_nothing_that_still_runs(project: HandProject) -> Non
     assert len(project.provider.jobs) == 1
 
 
-def test_a_failure_is_an_observation_with_its_reason(project: HandProject) -> None:
+def test_a_failure_is_an_observation_with_its_reason_and_without_secrets(
+    project: HandProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(REDACTOR, "_values", set())
+    monkeypatch.setattr(REDACTOR, "_pattern", None)
+    REDACTOR.add("hunter2-hunter2")
     assert project.run("model").success
-    project.provider.end("job-1", JobStatus.FAILED, message="It failed.", traceback="cell 5, line 2")
+    project.provider.end(
+        "job-1", JobStatus.FAILED, message="No hunter2-hunter2.", traceback="cell 5, hunter2-hunter2"
+    )
     (event,) = project.look()
     assert isinstance(event, dg.AssetObservation)
-    assert "cell 5, line 2" in str(event.description)
+    assert event.description == "No ***.\ncell 5, ***"
+    assert "is failed: No ***." in project.note
     assert project.look() == []
 
 
