@@ -98,15 +98,18 @@ def devices_sensor(place: Workplace, fleet: Fleet) -> dg.SensorDefinition:
         ensure = getattr(launcher, "ensure_open_relay", None)
         if ensure is not None:
             ensure()
-        # Of each device, which checks it passed when they were last told.
+        # Of each device, which checks it passed when they were last told; in the order of the last looks.
         before: dict[str, dict[str, bool]] = orjson.loads(context.cursor) if context.cursor else {}
         now: dict[str, dict[str, bool]] = {}
         events: list[Any] = []
         until = time.monotonic() + _LONGEST_LOOK
-        # Who was left out last time for want of time comes first.
-        for device in sorted(fleet.devices, key=lambda device: device.name in before):
+        places = {name: place for place, name in enumerate(before)}
+        left: dict[str, dict[str, bool]] = {}
+        # Who was left out for want of time comes first, before those whose last look was longer ago than others'.
+        for device in sorted(fleet.devices, key=lambda device: places.get(device.name, -1)):
             if time.monotonic() > until - _ANSWER:
-                break
+                left[device.name] = before.get(device.name) or {}
+                continue
             seen, findings = look(device, place)
             known = before.get(device.name) or {}
             now[device.name] = known | {found.name: found.well for found in findings}
@@ -126,7 +129,7 @@ def devices_sensor(place: Workplace, fleet: Fleet) -> dg.SensorDefinition:
         silent = sorted(name for name, told in now.items() if not told[REACHABLE])
         said = f"Silent: {', '.join(silent)}." if silent else f"{len(now)} devices answer."
         return dg.SensorResult(
-            asset_events=events, skip_reason=dg.SkipReason(said), cursor=orjson.dumps(now).decode()
+            asset_events=events, skip_reason=dg.SkipReason(said), cursor=orjson.dumps(left | now).decode()
         )
 
     return dg.SensorDefinition(

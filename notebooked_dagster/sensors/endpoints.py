@@ -33,31 +33,35 @@ def endpoint_health_sensor(
     served = [item for item in experiments if item.config.endpoint.enabled]
 
     def evaluate(context: dg.SensorEvaluationContext) -> Any:
-        before: dict[str, str] = orjson.loads(context.cursor) if context.cursor else {}
-        now: dict[str, str] = {}
-        events: list[dg.AssetCheckEvaluation] = []
+        # In the order of the last looks; None where nothing was deployed.
+        before: dict[str, str | None] = orjson.loads(context.cursor) if context.cursor else {}
+        places = {name: place for place, name in enumerate(before)}
+        asked = [(item, name) for item in served for name in item.config.endpoint_names]
+        # Who was left out for want of time comes first, before those whose last look was longer ago than others'.
+        asked.sort(key=lambda pair: places.get(pair[1], -1))
+        left: dict[str, str | None] = {}
+        now: dict[str, str | None] = {}
         round_ = _Round(context.instance, getattr(context.resources, PROVIDER))
-        # Who was left out last time for want of time comes first.
-        for item in sorted(
-            served, key=lambda item: any(name in before for name in item.config.endpoint_names)
-        ):
-            for name in item.config.endpoint_names:
-                seen = round_.look_after(item, name)
-                if seen is _NO_TIME or (seen or "").startswith(EndpointStatus.CREATING.value):
-                    # Not looked at, or neither well nor ill yet: as it was.
-                    seen = before.get(name)
-                if seen is not None:
-                    now[name] = seen
-            status = _worst([now[name] for name in item.config.endpoint_names if name in now])
-            if status is not None and status != _worst(
-                [before[name] for name in item.config.endpoint_names if name in before]
-            ):
+        for item, name in asked:
+            seen = round_.look_after(item, name)
+            if seen is _NO_TIME:
+                left[name] = before.get(name)
+            else:
+                # Neither well nor ill yet: as it was.
+                starts = (seen or "").startswith(EndpointStatus.CREATING.value)
+                now[name] = before.get(name) if starts else seen
+        now = left | now
+        events: list[dg.AssetCheckEvaluation] = []
+        for item in served:
+            status = _worst(now, item)
+            if status is not None and status != _worst(before, item):
                 events.append(_evaluation(item, status))
         for note in round_.notes:
             context.log.warning(note)
+        deployed = sum(status is not None for status in now.values())
         return dg.SensorResult(
             asset_events=events,
-            skip_reason=dg.SkipReason(" ".join(round_.notes) or f"{len(now)} endpoints, nothing changed."),
+            skip_reason=dg.SkipReason(" ".join(round_.notes) or f"{deployed} endpoints, nothing changed."),
             cursor=orjson.dumps(now).decode(),
         )
 
@@ -118,7 +122,9 @@ def served_by(instance: dg.DagsterInstance, config: ExperimentConfig, name: str)
     return str(told.value) if told is not None else config.provider
 
 
-def _worst(statuses: list[str]) -> str | None:
+def _worst(seen: Mapping[str, str | None], item: Watched) -> str | None:
+    """The status of an experiment's endpoints: of the first that is not healthy, where there is one."""
+    statuses = [text for name in item.config.endpoint_names if (text := seen.get(name)) is not None]
     return next((text for text in statuses if not text.startswith("healthy")), next(iter(statuses), None))
 
 

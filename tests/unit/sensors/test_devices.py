@@ -82,6 +82,31 @@ def test_the_sensor_tells_a_change_once_and_measures_each_time(
     assert ticked(cursor)[0] == [("reachable", True), "seen", "seen"]
 
 
+def test_silent_devices_keep_no_other_from_its_turn(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = place.root / "edge.yaml"
+    path.write_text(path.read_text() + "  - {name: three, host: c}\n")
+    now, looked = [0.0], []
+
+    def silent(device: Device, place: Workplace) -> tuple[dict[str, object], list[Finding]]:
+        now[0] += 21
+        looked.append(device.name)
+        return {}, [Finding("reachable", False, "")]
+
+    monkeypatch.setattr(devices, "look", silent)
+    monkeypatch.setattr(devices.time, "monotonic", lambda: now[0])
+    (defs,) = device_definitions(place)
+    sensor = defs.get_sensor_def(SENSOR)
+    cursor, told = None, 0
+    with dg.DagsterInstance.ephemeral() as instance:
+        for _ in range(4):
+            data = sensor.evaluate_tick(dg.build_sensor_context(instance, cursor=cursor, definitions=defs))
+            cursor, told = data.cursor, told + len(data.asset_events)
+    assert looked == ["one", "two", "three", "one"]
+    assert told == 3
+
+
 def told(monkeypatch: pytest.MonkeyPatch, **words: object) -> None:
     monkeypatch.setattr(Link, "ask", lambda self, command, timeout: Answer({**HELLO, **words}, b""))
 
