@@ -53,6 +53,13 @@ def _url(value: str | None) -> str | None:
     return value
 
 
+def _gateway(value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", value):
+        raise ValueError(f"{value!r} is no address of a gateway; one looks like http://203.0.113.7")
+    return value
+
+
+Gateway = Annotated[str | None, BeforeValidator(_unset), AfterValidator(_gateway)]
 Name = Annotated[str | None, BeforeValidator(_unset), AfterValidator(_name)]
 Quantity = Annotated[str, BeforeValidator(_quantity)]
 Labels = Annotated[dict[str, str], AfterValidator(_labels)]
@@ -166,22 +173,26 @@ class KubernetesTraining(Machine):
 
 
 class Autoscaling(Strict):
-    """A HorizontalPodAutoscaler.
+    """A HorizontalPodAutoscaler, or Knative's where KServe serves.
 
     Attributes:
-        min: Pods at least.
+        min: Pods at least; 0 takes `concurrency`, and pods are started when somebody asks.
         max: Pods at most.
         cpu_target: Percent of the CPU asked for that more pods are added at.
+        concurrency: Requests at a time for each pod that more pods are added at, instead of `cpu_target`; for `operator: kserve`.
     """
 
-    min: int = Field(default=1, ge=1)
+    min: int = Field(default=1, ge=0)
     max: int = Field(ge=1)
     cpu_target: int = Field(default=70, ge=1, le=100)
+    concurrency: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _order(self) -> Autoscaling:
         if self.min > self.max:
             raise ValueError(f"`min` ({self.min}) is above `max` ({self.max})")
+        if self.min == 0 and self.concurrency is None:
+            raise ValueError("pods that are not there use no CPU to count by: `min: 0` takes `concurrency`")
         return self
 
 
@@ -211,6 +222,9 @@ class KubernetesEndpoint(Machine):
         ingress: An address outside of the cluster; the API server's proxy and the Service alone where left out.
         health_timeout: Seconds a version may take to become ready.
         keep_warm: Keep the version before running, so that a rollback takes seconds.
+        operator: `kserve` makes an InferenceService, which KServe runs, instead of Deployments.
+        mode: KServe's deployment mode: `serverless` (Knative; exact shares, scale to zero) or `raw` (no shares); what the cluster is set up for where left out.
+        gateway: KServe's ingress gateway as this machine reaches it (`http://203.0.113.7`), where the names of endpoints are not in the DNS.
     """
 
     cpu: Quantity = "500m"
@@ -221,6 +235,25 @@ class KubernetesEndpoint(Machine):
     ingress: Ingress | None = None
     health_timeout: int = Field(default=600, ge=1)
     keep_warm: bool = False
+    operator: Literal["kserve"] | None = None
+    mode: Literal["serverless", "raw"] | None = None
+    gateway: Gateway = None
+
+    @model_validator(mode="after")
+    def _of_the_operator(self) -> KubernetesEndpoint:
+        counted = self.autoscaling is not None and self.autoscaling.concurrency is not None
+        if self.operator is None:
+            if self.mode is not None or self.gateway is not None or counted:
+                raise ValueError("`mode`, `gateway` and `autoscaling.concurrency` take `operator: kserve`")
+        elif self.ingress is not None or self.keep_warm:
+            raise ValueError(
+                "KServe makes its own way in, and a rollback is a rollout of its own; remove `ingress` and `keep_warm`"
+            )
+        elif self.mode == "raw" and counted:
+            raise ValueError(
+                "without Knative nobody counts requests: `autoscaling.concurrency` takes `mode: serverless`"
+            )
+        return self
 
 
 class KubernetesOptions(Strict):

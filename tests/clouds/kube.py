@@ -3,7 +3,8 @@
 Every object that is sent or answered is held against the published schemas. Jobs make pods by the rules of batch/v1, pods run
 their container's command as a subprocess, Deployments keep their pods running, Services lead to those that are ready, and
 what is owned goes with its owner. Things go wrong as told (``fail``, ``evict``, ``run_out_of_memory``, …) in the words that
-kubelets and controllers use. Kubeflow's training operator (as release 1.9 behaves) is there where ``kubeflow`` says so.
+kubelets and controllers use. Kubeflow's training operator (as release 1.9 behaves) is there where ``kubeflow`` says so, and KServe
+(``kube_kserve``) where ``kserve`` does.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import threading
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -29,6 +31,7 @@ import httpx
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from .containers import Training
+from .kube_kserve import Revisions
 from .kube_models import problems
 from .vertex_containers import _base
 
@@ -38,7 +41,13 @@ KINDS = {
     "jobs": ("/apis/batch/v1", "batch/v1", "Job"),
     "deployments": ("/apis/apps/v1", "apps/v1", "Deployment"),
     "pytorchjobs": ("/apis/kubeflow.org/v1", "kubeflow.org/v1", "PyTorchJob"),
+    "inferenceservices": (
+        "/apis/serving.kserve.io/v1beta1",
+        "serving.kserve.io/v1beta1",
+        "InferenceService",
+    ),
     "pods": ("/api/v1", "v1", "Pod"),
+    "podtemplates": ("/api/v1", "v1", "PodTemplate"),
     "services": ("/api/v1", "v1", "Service"),
     "events": ("/api/v1", "v1", "Event"),
     "resourcequotas": ("/api/v1", "v1", "ResourceQuota"),
@@ -58,6 +67,8 @@ _VERBS = {
     "PUT": "update",
     "DELETE": "delete",
 }
+# Those that somebody has to install, and what says that he has.
+_INSTALLED = {"pytorchjobs": "kubeflow", "inferenceservices": "kserve"}
 _REPLICA = "training.kubeflow.org/replica"
 _REFERENCE = re.compile(r"\$\$|\$\(([-._a-zA-Z0-9]+)\)")
 Thing = dict[str, Any]
@@ -134,6 +145,9 @@ class Cluster:
         self.violations: list[str] = []
         self.most_grace = 3.0
         self.kubeflow = False
+        self.kserve = False
+        self.kserve_mode = "Serverless"
+        self.revisions = Revisions(self)
         self._version = 100
         self._closed = threading.Event()
         self.add("serviceaccounts", {"metadata": {"name": ACCOUNT}})
@@ -262,6 +276,8 @@ class Cluster:
                     self._job(job)
                 for job in list(self.things["pytorchjobs"].values()):
                     self._pytorch_job(job)
+                for service in list(self.things["inferenceservices"].values()):
+                    self.revisions.reconcile(service)
                 for deployment in list(self.things["deployments"].values()):
                     self._deployment(deployment)
                 self._collect()
@@ -486,9 +502,14 @@ class Cluster:
             return
         pods = [p for p in self.owned(deployment) if not p["metadata"].get("deletionTimestamp")]
         wanted = spec.get("replicas", 1)
+        mark = f"{zlib.crc32(json.dumps(spec['template'], sort_keys=True).encode()):08x}"
+        old = [pod for pod in pods if pod["metadata"]["labels"]["pod-template-hash"] != mark]
+        pods = [pod for pod in pods if pod not in old]
         for _ in range(wanted - len(pods)):
-            self._make_pod(deployment, f"{meta['name']}-7d9f", {"pod-template-hash": "7d9f"}, {})
-        for pod in pods[wanted:]:
+            self._make_pod(deployment, f"{meta['name']}-{mark}", {"pod-template-hash": mark}, {})
+        # A rollout of another template ends the old pods when the new ones are ready.
+        done = sum(_is_ready(pod) for pod in pods[:wanted]) >= wanted
+        for pod in pods[wanted:] + (old if done else []):
             self._end_pod(pod, "deleted")
         pods = pods[:wanted]
         ready = sum(_is_ready(pod) for pod in pods)
@@ -846,6 +867,7 @@ class KubeServer:
         moto_api_backend.reset()
         self._servers: list[BaseWSGIServer] = []
         self.url = self._serve(self._answer)
+        self.gateway_url = self._serve(self.cluster.revisions.gateway)
         self.s3_url = self._serve(DomainDispatcherApplication(create_backend_app))
 
     def _serve(self, app: Any) -> str:
@@ -932,14 +954,15 @@ class KubeServer:
             return _json({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
         if path == "/version":
             return _json({"major": "1", "minor": "31", "gitVersion": "v1.31.0"})
-        group = KINDS["pytorchjobs"][0]
-        if path.startswith(group) and not self.cluster.kubeflow:
-            return Reply(404, b"404 page not found\n", "text/plain")
-        if path == group:
-            verbs = ["create", "delete", "get", "list", "patch", "update", "watch"]
-            known = {"name": "pytorchjobs", "kind": "PyTorchJob", "namespaced": True, "verbs": verbs}
-            known |= {"singularName": "pytorchjob"}
-            return _json({"kind": "APIResourceList", "groupVersion": "kubeflow.org/v1", "resources": [known]})
+        for kind, owner in _INSTALLED.items():
+            group, version, word = KINDS[kind]
+            if path.startswith(group) and not getattr(self.cluster, owner):
+                return Reply(404, b"404 page not found\n", "text/plain")
+            if path == group:
+                verbs = ["create", "delete", "get", "list", "patch", "update", "watch"]
+                known = {"name": kind, "kind": word, "namespaced": True, "verbs": verbs}
+                known |= {"singularName": word.lower()}
+                return _json({"kind": "APIResourceList", "groupVersion": version, "resources": [known]})
         if match is None or match["kind"] not in KINDS or KINDS[match["kind"]][0] != match["prefix"]:
             raise ApiError(404, "NotFound", "the server could not find the requested resource")
         if match["namespace"] != NAMESPACE:
@@ -993,9 +1016,11 @@ class KubeServer:
                 raise ApiError(409, "Conflict", f"Precondition failed: UID in precondition: {uid}")
             cluster.remove(kind, name, document.get("propagationPolicy", "Background"))
             return _json({"apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Success"})
-        if verb == "PATCH":
-            assert environ["CONTENT_TYPE"] == "application/merge-patch+json"
+        if verb in ("PATCH", "PUT"):
+            merged = environ["CONTENT_TYPE"] == "application/merge-patch+json"
+            assert merged == (verb == "PATCH")
             wanted = document.get("metadata", {}).get("resourceVersion")
+            assert wanted or merged
             if wanted and wanted != thing["metadata"]["resourceVersion"]:
                 raise ApiError(
                     409,
@@ -1003,9 +1028,8 @@ class KubeServer:
                     f'Operation cannot be fulfilled on {kind} "{name}": the object has been modified; please apply '
                     "your changes to the latest version and try again",
                 )
-            changed = _merge(
-                _shown(thing), {key: value for key, value in document.items() if key != "status"}
-            )
+            document.pop("status", None)
+            changed = _merge(_shown(thing), document) if merged else {**_shown(thing), **document}
             self._invalid(changed)
             if changed.get("spec") != thing.get("spec"):
                 changed["metadata"]["generation"] = thing["metadata"].get("generation", 0) + 1

@@ -75,6 +75,13 @@ def kubernetes_provider(state: Path, server: KubeServer, **more: Any) -> Kuberne
     return provider
 
 
+def kserve_provider(state: Path, server: KubeServer, **more: Any) -> KubernetesProvider:
+    """A provider of a server on which KServe is installed, and serves."""
+    server.cluster.kserve = True
+    endpoint = {"operator": "kserve", "gateway": server.gateway_url, **more.pop("endpoint", {})}
+    return kubernetes_provider(state, server, endpoint=endpoint, **more)
+
+
 def _kubeconfig(url: str) -> dict[str, Any]:
     return {
         "apiVersion": "v1",

@@ -1,7 +1,7 @@
 """Kubernetes' published OpenAPI schemas, which every object that is sent or answered is held against; nothing unknown may be in one.
 
 PyTorchJobs are held against the fields of their CustomResourceDefinition (training operator 1.9) and what its webhook asks
-for, and their pods' templates against Kubernetes' own schemas.
+for, InferenceServices likewise (KServe 0.20), and the pods' templates of both against Kubernetes' own schemas.
 """
 
 from __future__ import annotations
@@ -87,6 +87,92 @@ PYTORCH_JOB = _object(
 )
 
 
+INFERENCE_SERVICE = _object(
+    ("apiVersion", "kind", "metadata", "spec"),
+    apiVersion={"const": "serving.kserve.io/v1beta1"},
+    kind={"const": "InferenceService"},
+    metadata={
+        "type": "object",
+        "properties": {"name": {"pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$", "maxLength": 53}},
+    },
+    spec=_object(("predictor",), predictor={"type": "object"}),
+    status=_object(
+        address={"type": "object"},
+        components={
+            "type": "object",
+            "additionalProperties": _object(
+                address={"type": "object"},
+                latestCreatedRevision=_TEXT,
+                latestReadyRevision=_TEXT,
+                latestRolledoutRevision=_TEXT,
+                previousRolledoutRevision=_TEXT,
+                traffic={
+                    "type": "array",
+                    "items": _object(
+                        latestRevision={"type": "boolean"},
+                        percent=_WHOLE,
+                        revisionName=_TEXT,
+                        tag=_TEXT,
+                    ),
+                },
+                url=_TEXT,
+            ),
+        },
+        conditions={
+            "type": "array",
+            "items": _object(
+                ("status", "type"),
+                lastTransitionTime=_TIME,
+                message=_TEXT,
+                reason=_TEXT,
+                severity=_TEXT,
+                status=_TEXT,
+                type=_TEXT,
+            ),
+        },
+        deploymentMode=_TEXT,
+        observedGeneration=_WHOLE,
+        url=_TEXT,
+    ),
+)
+_PREDICTOR = _object(
+    ("containers",),
+    annotations={"type": "object", "additionalProperties": _TEXT},
+    canaryTrafficPercent={"type": "integer", "minimum": 0, "maximum": 100},
+    containers={"type": "array"},
+    labels={"type": "object", "additionalProperties": _TEXT},
+    maxReplicas=_WHOLE,
+    minReplicas=_WHOLE,
+    scaleMetric={"enum": ["cpu", "memory", "concurrency", "rps"]},
+    scaleTarget=_WHOLE,
+)
+_BY_CPU = "hpa.autoscaling.knative.dev"
+
+
+def _inference_problems(thing: dict[str, Any]) -> list[str]:
+    """What KServe's CustomResourceDefinition and its webhook have against an object."""
+    found = [
+        f"InferenceService: {'.'.join(map(str, error.path))}: {error.message[:300]}"
+        for error in jsonschema.validators.Draft202012Validator(INFERENCE_SERVICE).iter_errors(thing)
+    ]
+    predictor = thing["spec"]["predictor"]
+    ours = set(_PREDICTOR["properties"]) - {"containers"}
+    own = {key: value for key, value in predictor.items() if key in ours or key == "containers"}
+    for error in jsonschema.validators.Draft202012Validator(_PREDICTOR).iter_errors(own):
+        found.append(f"predictor: {'.'.join(map(str, error.path))}: {error.message[:300]}")
+    meta = {key: predictor.get(key, {}) for key in ("labels", "annotations")}
+    spec = {key: value for key, value in predictor.items() if key not in ours}
+    found += problems({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec})
+    if [inner["name"] for inner in predictor["containers"]] != ["kserve-container"]:
+        found.append("predictor: the container has to be named kserve-container")
+    marks = thing["metadata"].get("annotations") or {}
+    metric = predictor.get("scaleMetric")
+    by_cpu = marks.get("autoscaling.knative.dev/class") == _BY_CPU
+    if metric is not None and by_cpu != (metric in ("cpu", "memory")):
+        found.append(f"[{metric}] is not a supported metric")
+    return found
+
+
 def problems(thing: dict[str, Any]) -> list[str]:
     """What is wrong with an object by the schemas; empty where nothing is."""
     found = []
@@ -99,6 +185,8 @@ def problems(thing: dict[str, Any]) -> list[str]:
             if "pytorch" not in [inner["name"] for inner in item["template"]["spec"]["containers"]]:
                 found.append(f"{role}: must have at least one container with name pytorch")
         return found
+    if thing["kind"] == "InferenceService":
+        return _inference_problems(thing)
     for version in VERSIONS:
         for error in _validator(version, thing["apiVersion"], thing["kind"]).iter_errors(thing):
             found.append(

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 TRAIN = """
@@ -152,3 +154,10 @@ def write_scripts(folder: Path, *, requirements: str = "") -> Path:
     (folder / "requirements.txt").write_text(requirements)
     (folder / "source_map.json").write_text(json.dumps({"format": 1, "files": {}}))
     return folder
+
+
+def write_model(scripts: Path, folder: Path, *, shift: float = 0.0) -> str:
+    """What ``train.py`` leaves, without a provider; returns the folder."""
+    command = [sys.executable, scripts / "train.py", "--shift", str(shift), "--model-dir", folder]
+    subprocess.run([*command, "--output-dir", folder / "output"], check=True, capture_output=True)
+    return str(folder)

@@ -1,6 +1,7 @@
 """Endpoints in Kubernetes' terms: what holds whoever runs the pods, and who that is.
 
-An endpoint is a Service of ours (``versions``); its versions are Deployments (``deployments``).
+An endpoint is a Service of ours (``versions``). Its versions are Deployments (``deployments``), or the revisions of an
+InferenceService (``kserve``) where ``options.endpoint.operator`` says so; the Service is marked with that.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 from notebooked_dagster.config.kubernetes import KubernetesEndpoint
 from notebooked_dagster.errors import (
+    ConfigError,
     DeploymentError,
     EndpointNotFoundError,
     InvalidInputError,
@@ -26,7 +28,8 @@ from notebooked_dagster.providers.cloud.serving import InputCheck
 
 from . import manifests
 from .deployments import Deployments
-from .manifests import ENDPOINT, kube_name
+from .kserve import InferenceServices
+from .manifests import ENDPOINT, OPERATOR, kube_name
 from .pods import OURS
 from .session import KubeError, KubeSession, translated
 from .storage import ObjectStore
@@ -69,6 +72,9 @@ class Hosting:
             pull_from=pull_from,
         )
         self._deployments = Deployments(self._versions)
+        self._kserve = InferenceServices(self._versions)
+        # Who runs an endpoint, for requests: as it was when it was last looked at.
+        self._backends: dict[str, Backend] = {}
         self._input = InputCheck(self._champion_document)
 
     # Asking
@@ -80,12 +86,13 @@ class Hosting:
     def all(self) -> list[Endpoint]:
         """All of ours, by name."""
         with translated("Endpoints cannot be listed"):
-            services = self._session.list("services", f"{OURS},{ENDPOINT}")
-            held = self._session.list("deployments", f"{OURS},{ENDPOINT}")
+            found = self._session.list("services", f"{OURS},{ENDPOINT}")
+            services = [item for item in found if is_ours(item, manifests.marks(item).get(ENDPOINT, ""))]
+            kinds = {self._backend(manifests.marks(item).get(OPERATOR)).kind for item in services}
+            held = {kind: self._session.list(kind, f"{OURS},{ENDPOINT}") for kind in kinds}
         states = [
-            self._versions.state(item, held)
+            self._versions.state(item, held[self._backend(manifests.marks(item).get(OPERATOR)).kind])
             for item in services
-            if is_ours(item, manifests.marks(item).get(ENDPOINT, ""))
         ]
         return [self._view(state) for state in sorted(states, key=lambda state: state.name)]
 
@@ -112,10 +119,10 @@ class Hosting:
         self._input.check(name, body)
         with translated(f"Endpoint {name!r} cannot be asked"):
             try:
-                text = self._deployments.ask(name, body)
+                text = self._backends.get(name, self._deployments).ask(name, body)
             except KubeError as error:
                 if error.reason == "NotFound":
-                    self._input.forget(name)
+                    self._forget(name)
                     raise self._unknown(name) from error
                 if not error.reason:
                     raise _model_error(name, error) from error
@@ -129,8 +136,17 @@ class Hosting:
         state = self._state(name)
         return state.documents.get(state.roles.get("champion", ""), {})
 
+    def _forget(self, name: str) -> None:
+        self._input.forget(name)
+        self._backends.pop(name, None)
+
     def _before(self, name: str) -> State | None:
-        return self._versions.find(self._deployments.kind, name)
+        with translated(f"Endpoint {name!r} cannot be looked at"):
+            service = self._session.get("services", kube_name(name))
+            if service is None or not is_ours(service, name):
+                return None
+            backend = self._backends[name] = self._backend(manifests.marks(service).get(OPERATOR))
+            return self._versions.state(service, self._versions.held(backend.kind, name))
 
     def _state(self, name: str) -> State:
         check_name(name)
@@ -139,11 +155,14 @@ class Hosting:
             raise self._unknown(name)
         return found
 
-    def _backend(self, state: State | None) -> Backend:
-        return self._deployments
+    def _backend(self, operator: str | None) -> Backend:
+        return self._kserve if operator == "kserve" else self._deployments
+
+    def _of(self, state: State) -> Backend:
+        return self._backend(manifests.marks(state.service).get(OPERATOR))
 
     def _view(self, state: State) -> Endpoint:
-        backend = self._backend(state)
+        backend = self._of(state)
         statuses = backend.statuses(state)
         champion = state.roles.get("champion", "")
         served = [statuses.get(version, EndpointStatus.STOPPED) for version, w in state.weights.items() if w]
@@ -179,7 +198,13 @@ class Hosting:
         check_name(name)
         serving.check_weight(weight)
         before = self._before(name)
-        backend = self._backend(before)
+        backend = self._backend(options.operator)
+        if before is not None and self._of(before) is not backend:
+            raise ConfigError(
+                f"Endpoint {name!r} is not served by what options.endpoint.operator says.",
+                key="options.endpoint.operator",
+                hint="Deploy under another name, or delete the endpoint first.",
+            )
         backend.check(name, options, before, weight)
         known = before.roles if before is not None else {}
         folder = self._versions.model(model_uri, tracking_uri)
@@ -207,14 +232,14 @@ class Hosting:
                 f"Version {roles['champion']} of endpoint {name!r} is gone from the cluster.",
                 hint="Deploy the model you want: `notebooked deploy EXPERIMENT --model-uri …`.",
             )
-        self._backend(state).rollback(state, roles)
+        self._of(state).rollback(state, roles)
         return self._tidied(name, None)
 
     def traffic(self, name: str, weights: Mapping[str, int]) -> Endpoint:
         """Set each version's share."""
         state = self._state(name)
         serving.check_shares(name, weights, state.weights)
-        self._backend(state).traffic(state, weights)
+        self._of(state).traffic(state, weights)
         return self._tidied(name, None)
 
     def delete(self, name: str) -> list[str]:
@@ -224,7 +249,10 @@ class Hosting:
         with translated(f"Endpoint {name!r} cannot be looked at"):
             service = self._session.get("services", kube_name(name))
         documents = [self._versions.document(name, version) for version in stored]
-        backend = self._deployments
+        operators = {manifests.marks(service).get(OPERATOR)} if service is not None else set()
+        # Its Service may be gone already, where a deletion was cut off.
+        operators = operators or {item.get(OPERATOR) for item in documents}
+        backend = self._backend("kserve" if "kserve" in operators else None)
 
         def left() -> Sequence[Mapping[str, Any]]:
             with translated(f"What is left of endpoint {name!r} cannot be listed"):
@@ -243,7 +271,7 @@ class Hosting:
                 hint="Delete it again; `kubectl describe` tells what they wait for.",
             )
         self._store.remove_below(self._versions.place(name))
-        self._input.forget(name)
+        self._forget(name)
         kept = sorted({str(item.get("model_uri")) for item in documents} - {"None", ""})
         return [f"The model {uri} is kept." for uri in kept]
 
@@ -265,7 +293,7 @@ class Hosting:
         """
         self._input.forget(name)
         state = self._state(name)
-        backend = self._backend(state)
+        backend = self._of(state)
         kept = set(state.roles.values())
         with contextlib.suppress(NotebookedError):
             newest = int(version) if version is not None else max(map(int, kept))

@@ -18,11 +18,12 @@ _PREFIX = "nbd-"
 # Labels: `ENDPOINT` is the name in Kubernetes; `GROUP` is shared by a champion and its challengers.
 ENDPOINT, VERSION, GROUP = "notebooked/endpoint", "notebooked/version", "notebooked/group"
 # Annotations; `ENDPOINT` among them is the name as the user calls it.
-ROLE, SHARES, ADDRESS, NONCE = (
+ROLE, SHARES, ADDRESS, NONCE, OPERATOR = (
     "notebooked/",
     "notebooked/shares",
     "notebooked/address",
     "notebooked/nonce",
+    "notebooked/operator",
 )
 # Seconds that pods which are taken down go on answering: proxies learn of it a little later.
 _DRAIN = 5
@@ -51,10 +52,9 @@ def address(name: str, options: KubernetesEndpoint) -> str | None:
     return f"{scheme}://{_host(name, options.ingress)}"
 
 
-def deployment(
+def template(
     name: str,
     version: str,
-    group: str,
     options: KubernetesEndpoint,
     *,
     image: str,
@@ -63,13 +63,33 @@ def deployment(
     environment: Mapping[str, str],
     service_account: str | None,
     pull_from: Sequence[str],
-    nonce: str,
+    labels: Mapping[str, str] | None = None,
+    more: Mapping[str, Any] | None = None,
+    **pod: Any,
 ) -> dict[str, Any]:
-    """A version, without any pods yet."""
-    own = {ENDPOINT: kube_name(name), VERSION: version, GROUP: group}
-    labels = {**options.labels, **MANAGED, **own}
-    ping = {"httpGet": {"path": "/ping", "port": "http"}, "timeoutSeconds": 5}
-    pod = pod_spec(
+    """The template of a version's pods.
+
+    Args:
+        name: The endpoint's.
+        version: Its number.
+        options: How it is served.
+        image: The container, where the options name none.
+        store: Where the archive lies.
+        model: The archive.
+        environment: Of the experiment.
+        service_account: That pods run under.
+        pull_from: Secrets that images are pulled with.
+        labels: Further ones of ours.
+        more: Of the container.
+        pod: Further fields of the pod.
+    """
+    own = {ENDPOINT: kube_name(name), VERSION: version, **(labels or {})}
+    container: dict[str, Any] = {"ports": [{"name": "http", "containerPort": PORT}], **(more or {})}
+    ping = {
+        "httpGet": {"path": "/ping", "port": container["ports"][0]["name"]},
+        "timeoutSeconds": 5,
+    }
+    spec = pod_spec(
         options,
         "serve",
         image=image,
@@ -81,7 +101,7 @@ def deployment(
         service_account=service_account,
         pull_from=pull_from,
         more={
-            "ports": [{"name": "http", "containerPort": PORT}],
+            **container,
             # Installing and loading may take as long as the version may take to become ready, and no longer.
             "startupProbe": {
                 **ping,
@@ -90,27 +110,45 @@ def deployment(
             },
             "readinessProbe": {**ping, "periodSeconds": 5},
             "livenessProbe": {**ping, "periodSeconds": 20, "failureThreshold": 6},
-            "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(_DRAIN)]}}},
         },
-        terminationGracePeriodSeconds=30,
+        **pod,
     )
     annotations = dict(options.annotations)
+    return {
+        "metadata": {
+            "labels": {**options.labels, **MANAGED, **own},
+            **({"annotations": annotations} if annotations else {}),
+        },
+        "spec": spec,
+    }
+
+
+def deployment(
+    name: str, version: str, group: str, options: KubernetesEndpoint, *, nonce: str, **more: Any
+) -> dict[str, Any]:
+    """A version, without any pods yet."""
+    pods = template(
+        name,
+        version,
+        options,
+        **more,
+        labels={GROUP: group},
+        more={"lifecycle": {"preStop": {"exec": {"command": ["sleep", str(_DRAIN)]}}}},
+        terminationGracePeriodSeconds=30,
+    )
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": {
             "name": version_name(name, version),
-            "labels": labels,
+            "labels": pods["metadata"]["labels"],
             "annotations": {ENDPOINT: name, NONCE: nonce},
         },
         "spec": {
             "replicas": 0,
-            "selector": {"matchLabels": own},
+            "selector": {"matchLabels": {ENDPOINT: kube_name(name), VERSION: version, GROUP: group}},
             "progressDeadlineSeconds": max(options.health_timeout, 600),
-            "template": {
-                "metadata": {"labels": labels, **({"annotations": annotations} if annotations else {})},
-                "spec": pod,
-            },
+            "template": pods,
         },
     }
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from notebooked_dagster.errors import NotebookedError
+from notebooked_dagster.errors import ConfigError, NotebookedError
 from notebooked_dagster.providers.arguments import data_location, is_url
 from notebooked_dagster.providers.base import Experiment, Plan, PlanItem
 from notebooked_dagster.providers.cloud.plan import (
@@ -23,7 +23,8 @@ from notebooked_dagster.providers.cloud.plan import (
 from notebooked_dagster.providers.cloud.provider import job_name
 
 from .jobs import no_kubeflow
-from .policy import KUBEFLOW_RULES, RULES, account_policy, caller_policy, store_policy
+from .kserve import no_kserve
+from .policy import KSERVE_RULES, KUBEFLOW_RULES, RULES, account_policy, caller_policy, store_policy
 from .session import translated
 from .training import pods_of, templates
 
@@ -59,7 +60,11 @@ def plan(provider: KubernetesProvider, experiment: Experiment, endpoint_name: st
         "each gets at most": ", ".join(f"{value} {name}" for name, value in limits.items()),
         "time limit (s)": pod["activeDeadlineSeconds"],
     }
-    items = list(_looked(provider, request, data, endpoint_name))
+    kserve = provider.options(experiment.options).endpoint.operator == "kserve"
+    if kserve:
+        facts["serves as"] = "serving.kserve.io/v1beta1 InferenceService"
+    operators = {**(KUBEFLOW_RULES if _is_kubeflow(request) else {}), **(KSERVE_RULES if kserve else {})}
+    items = list(_looked(provider, request, data, endpoint_name, operators))
     namespace = _namespace(provider)
     return Plan(
         provider=provider.name,
@@ -69,7 +74,7 @@ def plan(provider: KubernetesProvider, experiment: Experiment, endpoint_name: st
         facts=facts,
         items=tuple(items),
         policies={
-            "caller": caller_policy(namespace, kubeflow=_is_kubeflow(request)),
+            "caller": caller_policy(namespace, operators),
             "pods": account_policy(namespace, provider.service_account),
             "object store": store_policy(
                 provider.storage.bucket,
@@ -101,7 +106,11 @@ def _is_kubeflow(request: Mapping[str, Any]) -> bool:
 
 
 def _looked(
-    provider: KubernetesProvider, request: dict[str, Any], data: str | None, endpoint_name: str | None
+    provider: KubernetesProvider,
+    request: dict[str, Any],
+    data: str | None,
+    endpoint_name: str | None,
+    operators: Mapping[tuple[str, str], tuple[str, ...]],
 ) -> Iterator[PlanItem]:
     session = provider.session
     try:
@@ -113,9 +122,14 @@ def _looked(
         yield PlanItem("missing", f"The cluster: {error.message}", error.hint or "")
     else:
         yield PlanItem("exists", f"The cluster at {where}, Kubernetes {version.get('gitVersion', '?')}.")
-        if _is_kubeflow(request):
-            yield _kubeflow(provider)
-        yield from _permissions(provider, {**RULES, **(KUBEFLOW_RULES if _is_kubeflow(request) else {})})
+        kinds = {resource for _, resource in operators}
+        if "pytorchjobs" in kinds:
+            what = "Kubeflow's training operator (kubeflow.org/v1 PyTorchJob)"
+            yield _operator(provider, "pytorchjobs", what, no_kubeflow())
+        if "inferenceservices" in kinds:
+            what = "KServe (serving.kserve.io/v1beta1 InferenceService)"
+            yield _operator(provider, "inferenceservices", what, no_kserve())
+        yield from _permissions(provider, {**RULES, **operators})
         yield from _account(provider)
         yield from _quota(provider, request)
     yield from _store(provider)
@@ -125,15 +139,14 @@ def _looked(
         yield endpoint_item(provider, endpoint_name)
 
 
-def _kubeflow(provider: KubernetesProvider) -> PlanItem:
+def _operator(provider: KubernetesProvider, kind: str, what: str, missing: ConfigError) -> PlanItem:
     try:
-        with translated("Whether Kubeflow is there cannot be looked at"):
-            there = provider.session.serves("pytorchjobs")
+        with translated(f"Whether the cluster has {kind} cannot be looked at"):
+            there = provider.session.serves(kind)
     except NotebookedError as error:
         return PlanItem("unknown", error.message, error.hint or "")
     if there:
-        return PlanItem("exists", "Kubeflow's training operator (kubeflow.org/v1 PyTorchJob).")
-    missing = no_kubeflow()
+        return PlanItem("exists", f"{what}.")
     return PlanItem("missing", missing.message, missing.hint or "")
 
 

@@ -20,6 +20,9 @@ OURS = "app.kubernetes.io/managed-by=notebooked-dagster"
 CONTAINER = "notebooked"
 # Kubeflow's training operator takes no PyTorchJob whose container has another name.
 PYTORCH = "pytorch"
+# KServe's name for what serves.
+KSERVE = "kserve-container"
+_OURS = (CONTAINER, PYTORCH, KSERVE)
 _VARIABLE = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")
 # What a container waits for that does not come by itself; a name in ErrImagePull may still become right.
 _IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
@@ -159,7 +162,7 @@ def oldest_first(pods: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def status_of(pod: Mapping[str, Any]) -> Mapping[str, Any]:
     """The status of our container in a pod; empty where it has none yet."""
     for item in pod.get("status", {}).get("containerStatuses") or ():
-        if item["name"] in (CONTAINER, PYTORCH):
+        if item["name"] in _OURS:
             return dict(item)
     return {}
 
@@ -167,7 +170,7 @@ def status_of(pod: Mapping[str, Any]) -> Mapping[str, Any]:
 def container_of(pod: Mapping[str, Any]) -> str:
     """The name of our container in a pod; others may have been put beside it."""
     names = (str(item["name"]) for item in pod["spec"]["containers"])
-    return next(name for name in names if name in (CONTAINER, PYTORCH))
+    return next(name for name in names if name in _OURS)
 
 
 def terminated(pod: Mapping[str, Any]) -> Mapping[str, Any]:

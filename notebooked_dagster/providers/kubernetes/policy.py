@@ -27,6 +27,11 @@ RULES: Mapping[tuple[str, str], tuple[str, ...]] = {
 KUBEFLOW_RULES: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("kubeflow.org", "pytorchjobs"): ("create", "delete", "get", "list"),
 }
+# Where options.endpoint.operator is `kserve`; a version is held by a PodTemplate.
+KSERVE_RULES: Mapping[tuple[str, str], tuple[str, ...]] = {
+    ("serving.kserve.io", "inferenceservices"): ("create", "delete", "get", "update"),
+    ("", "podtemplates"): ("create", "delete", "get", "list"),
+}
 # For `notebooked plan` alone.
 PLAN_RULES: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("", "resourcequotas"): ("list",),
@@ -35,20 +40,16 @@ PLAN_RULES: Mapping[tuple[str, str], tuple[str, ...]] = {
 _NAME = "notebooked-dagster"
 
 
-def caller_policy(namespace: str, *, kubeflow: bool) -> dict[str, Any]:
+def caller_policy(namespace: str, operators: Mapping[tuple[str, str], tuple[str, ...]]) -> dict[str, Any]:
     """What the identity needs that runs Dagster: a Role, and the binding that gives it.
 
     Args:
         namespace: Where everything goes.
-        kubeflow: Whether PyTorchJobs train.
+        operators: The rules of those that train and serve.
     """
     rules = [
         {"apiGroups": [group], "resources": [resource], "verbs": list(verbs)}
-        for (group, resource), verbs in {
-            **RULES,
-            **(KUBEFLOW_RULES if kubeflow else {}),
-            **PLAN_RULES,
-        }.items()
+        for (group, resource), verbs in {**RULES, **operators, **PLAN_RULES}.items()
     ]
     meta = {"name": _NAME, "namespace": namespace}
     return {

@@ -44,6 +44,7 @@ _GROUPS: Mapping[str, str] = {
     "horizontalpodautoscalers": "/apis/autoscaling/v2",
     "ingresses": "/apis/networking.k8s.io/v1",
     "pytorchjobs": "/apis/kubeflow.org/v1",
+    "inferenceservices": "/apis/serving.kserve.io/v1beta1",
 }
 _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _RBAC = re.compile(r"cannot (\w+) resource \"([\w/]+)\"")
@@ -87,7 +88,8 @@ class KubeSession:
     # Where it is and who we are
 
     @cached_property
-    def _in_cluster(self) -> bool:
+    def in_cluster(self) -> bool:
+        """Whether this is a pod of the cluster."""
         if self._context or self._kubeconfig:
             return False
         if any(Path(file).is_file() for file in self._files.split(os.pathsep)):
@@ -99,7 +101,7 @@ class KubeSession:
         """The namespace's name."""
         if self._namespace:
             return self._namespace
-        if self._in_cluster:
+        if self.in_cluster:
             return _OWN_NAMESPACE.read_text(encoding="utf-8").strip()
         found = self._chosen.get("context", {}).get("namespace")
         return str(found or "default")
@@ -107,7 +109,7 @@ class KubeSession:
     @cached_property
     def context(self) -> str:
         """The context's name; what says that it is the pod's own account where there is none."""
-        return "in the cluster" if self._in_cluster else str(self._chosen.get("name", ""))
+        return "in the cluster" if self.in_cluster else str(self._chosen.get("name", ""))
 
     @cached_property
     def _chosen(self) -> dict[str, Any]:
@@ -141,7 +143,7 @@ class KubeSession:
         config = package("kubernetes.config")
         found = package("kubernetes.client").Configuration()
         with self._found():
-            if self._in_cluster:
+            if self.in_cluster:
                 config.load_incluster_config(client_configuration=found)
             else:
                 config.load_kube_config(
@@ -290,6 +292,10 @@ class KubeSession:
                 )
             ).json()
         )
+
+    def replace(self, kind: str, name: str, thing: Mapping[str, Any]) -> dict[str, Any]:
+        """Put an object in the place of the one it was read as, and changed from. Nobody may have changed it meanwhile."""
+        return dict(self.again(lambda: self.send("PUT", self.path(kind, name), body=dict(thing))).json())
 
     def delete(
         self, kind: str, name: str, *, propagation: str = "Background", uid: str | None = None

@@ -182,6 +182,10 @@ def test_kubeflow_is_told_with_what_it_takes(
         ({"endpoint": {"autoscaling": {"min": 3, "max": 2}}}, "options.endpoint.autoscaling"),
         ({"endpoint": {"replica": 3}}, "options.endpoint.replica"),
         ({"training": {"operator": "kubeflow", "backoff": 1}}, "options.training"),
+        ({"endpoint": {"mode": "raw"}}, "options.endpoint"),
+        ({"endpoint": {"operator": "kserve", "keep_warm": True}}, "options.endpoint"),
+        ({"endpoint": {"autoscaling": {"min": 0, "max": 2}}}, "options.endpoint.autoscaling"),
+        ({"endpoint": {"operator": "kserve", "gateway": "10.0.0.1"}}, "options.endpoint.gateway"),
     ],
 )
 def test_options_that_cannot_be_are_refused(
