@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,7 @@ from notebooked_dagster.errors import (
     InvalidInputError,
     ProviderError,
     QuotaError,
-    TrainingCancelledError,
     TrainingFailedError,
-    TrainingKilledError,
 )
 from notebooked_dagster.providers.azure import AzureProvider, session
 from notebooked_dagster.providers.azure.serving import azure_name
@@ -36,6 +34,7 @@ from notebooked_dagster.providers.base import EndpointStatus, Experiment, JobSta
 from tests.clouds.azure import CONTAINER, GROUP, LOGS, WORKSPACE, WORKSPACE_ID, AzureServer
 from tests.clouds.azure_kit import azure_provider, azure_server
 from tests.contract.scripts import write_scripts
+from tests.unit.providers.faults import Kit, StopFaults, acting, until
 
 ROWS = {"dataframe_records": [{"x": 1.0}]}
 LIVE = azure_name(WORKSPACE_ID, "live")
@@ -57,27 +56,34 @@ def experiment(tmp_path: Path) -> Experiment:
     return Experiment("sample", write_scripts(tmp_path / "scripts"), idempotency_token="run-1")
 
 
-def slow(experiment: Experiment) -> Experiment:
-    return dataclasses.replace(experiment, hyperparameters={"act": "slow"})
+@pytest.fixture
+def kit(azure: AzureServer, monkeypatch: pytest.MonkeyPatch) -> Kit:
+    # What is short for the SDK is long for a test.
+    monkeypatch.setattr(session, "_RETRIES", 0)
+
+    def put(path: str, content: bytes | None) -> None:
+        if content is not None:
+            azure.blobs.put(CONTAINER, path, content)
+            return
+        for name in azure.blobs.below(CONTAINER, path):
+            del azure.blobs.blobs[CONTAINER, name]
+
+    return Kit(
+        machine=lambda state, **more: azure_provider(state, azure, **more),
+        emulator=azure.ml,
+        jobs=lambda: list(azure.ml.jobs),
+        ended=lambda job: azure.ml.jobs[job].status in ("Completed", "Canceled"),
+        put=put,
+        model="model",
+        facts="model/model.json",
+        output="output",
+        stop=lambda job: azure.ml.jobs_cancel(None, {}, job),
+        no_model="saved no model",
+    )
 
 
-def on_line(wanted: str, act: Callable[[], None]) -> Callable[[str], None]:
-    """A sink that does something once, when a line comes by."""
-    done: list[str] = []
-
-    def sink(line: str) -> None:
-        if line == wanted and not done:
-            done.append(line)
-            act()
-
-    return sink
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+class TestJobs(StopFaults):
+    """The faults of every cloud."""
 
 
 # Submitting
@@ -101,20 +107,6 @@ provider.train(Experiment("sample", Path({str(experiment.scripts)!r}), idempoten
     job = azure_provider(tmp_path / "state", azure).train(experiment)
     assert job.status is JobStatus.SUCCEEDED
     assert list(azure.ml.jobs) == [job.id]
-
-
-def test_another_machine_finds_the_job_by_its_token_alone(
-    azure: AzureServer, provider: AzureProvider, experiment: Experiment, tmp_path: Path
-) -> None:
-    first = provider.train(experiment)
-    other = azure_provider(tmp_path / "another-machine", azure)
-    # As a run looks that is tried again, and then trains.
-    looked_up = other.job_of("sample", "run-1")
-    assert looked_up is not None
-    assert other.train(experiment).id == first.id
-    third = azure_provider(tmp_path / "a-third-machine", azure).status(first.id)
-    assert (third.status, third.metrics, third.experiment) == (JobStatus.SUCCEEDED, first.metrics, "sample")
-    assert list(azure.ml.jobs) == [first.id]
 
 
 def test_listing_fetches_nothing_of_jobs_that_others_submitted(
@@ -149,7 +141,7 @@ def test_a_job_that_is_there_with_other_contents_is_taken_for_ours(
         provider, "_look", lambda job_id: next(looks) if looks.__length_hint__() else look(job_id)
     )
     other = azure_provider(provider.state.parent / "other", azure)
-    first = other.train(slow(experiment), wait=False)
+    first = other.train(acting(experiment, "slow"), wait=False)
     assert provider.train(experiment).id == first.id
     assert azure.ml.calls.count("Jobs_CreateOrUpdate") == 2
     assert len(azure.ml.jobs) == 1
@@ -249,107 +241,6 @@ def test_the_same_data_is_sent_once_and_a_folder_arrives_as_one(
 
 
 # Waiting
-
-
-def test_the_network_may_be_away_while_a_job_is_waited_for(
-    azure: AzureServer, experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(session, "_RETRIES", 0)
-    provider = azure_provider(tmp_path / "state", azure, patience=60.0)
-    job = provider.train(
-        slow(experiment), on_log=on_line("step 1", lambda: azure.ml.fail("*", "drop", times=10))
-    )
-    assert job.status is JobStatus.SUCCEEDED
-    assert all(item.times == 0 for item in azure.ml.faults)
-
-
-def test_a_network_that_stays_away_ends_the_waiting_and_not_the_job(
-    azure: AzureServer, experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(session, "_RETRIES", 0)
-    provider = azure_provider(tmp_path / "state", azure, patience=0.2)
-    cut = on_line("step 1", lambda: azure.ml.fail("*", "drop", times=1000))
-    with pytest.raises(ProviderError, match="no way to training job") as caught:
-        provider.train(slow(experiment), on_log=cut)
-    assert "goes on" in (caught.value.hint or "")
-    azure.ml.faults.clear()
-    assert provider.train(slow(experiment)).id == caught.value.details["job"]
-    assert len(azure.ml.jobs) == 1
-
-
-def test_credentials_that_expire_end_the_waiting_and_not_the_job(
-    azure: AzureServer, provider: AzureProvider, experiment: Experiment
-) -> None:
-    job = provider.train(slow(experiment), wait=False)
-    azure.ml.fail("Jobs_Get", "expired")
-    with pytest.raises(CredentialsError, match="expir"):
-        provider.train(slow(experiment))
-    assert azure.ml.jobs[job.id].ended is None
-    assert provider.train(slow(experiment)).id == job.id
-
-
-def test_a_job_stopped_from_the_portal_is_cancelled(
-    azure: AzureServer, provider: AzureProvider, experiment: Experiment
-) -> None:
-    hanging = dataclasses.replace(experiment, hyperparameters={"act": "hang"})
-
-    def stop() -> None:
-        until(lambda: any(job.status == "Running" for job in azure.ml.jobs.values()))
-        azure.ml.jobs_cancel(None, {}, next(iter(azure.ml.jobs)))
-
-    threading.Thread(target=stop, daemon=True).start()
-    with pytest.raises(TrainingCancelledError):
-        provider.train(hanging)
-
-
-def test_interrupting_who_waits_stops_the_job(
-    azure: AzureServer, provider: AzureProvider, experiment: Experiment
-) -> None:
-    def interrupt(line: str) -> None:
-        if line == "hanging":
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        provider.train(dataclasses.replace(experiment, hyperparameters={"act": "hang"}), on_log=interrupt)
-    (name,) = azure.ml.jobs
-    until(lambda: azure.ml.jobs[name].status == "Canceled")
-    assert provider.status(name).status is JobStatus.CANCELLED
-
-
-def test_a_killed_script_is_told_as_killed(
-    azure: AzureServer, provider: AzureProvider, experiment: Experiment
-) -> None:
-    with pytest.raises(TrainingKilledError, match="signal 9"):
-        provider.train(dataclasses.replace(experiment, hyperparameters={"act": "kill"}))
-
-
-@pytest.mark.parametrize(
-    ("damage", "said"), [("missing", "saved no model"), ("corrupt", "model cannot be read")]
-)
-def test_a_model_that_is_missing_or_corrupt_is_no_success(
-    azure: AzureServer, provider: AzureProvider, experiment: Experiment, damage: str, said: str
-) -> None:
-    job = provider.train(experiment, wait=False)
-    until(lambda: azure.ml.jobs[job.id].status == "Completed")
-    place = f"notebooked/jobs/{job.id}/model"
-    if damage == "missing":
-        for name in azure.blobs.below(CONTAINER, place):
-            del azure.blobs.blobs[CONTAINER, name]
-    else:
-        azure.blobs.put(CONTAINER, f"{place}/model.json", b'{"half of')
-    with pytest.raises(Exception, match=said):
-        provider.train(experiment)
-
-
-def test_a_missing_output_costs_the_metrics_and_not_the_model(
-    azure: AzureServer, provider: AzureProvider, experiment: Experiment
-) -> None:
-    job = provider.train(experiment, wait=False)
-    until(lambda: azure.ml.jobs[job.id].status == "Completed")
-    for name in azure.blobs.below(CONTAINER, f"notebooked/jobs/{job.id}/output"):
-        del azure.blobs.blobs[CONTAINER, name]
-    done = provider.train(experiment)
-    assert (done.status, done.metrics) == (JobStatus.SUCCEEDED, {})
 
 
 def test_a_hundred_waiting_jobs_are_a_call_a_page(
@@ -818,7 +709,7 @@ def test_names_at_azure_are_the_only_ones_of_the_region() -> None:
 def test_the_log_of_a_running_job_is_read_from_where_it_was_left(
     azure: AzureServer, provider: AzureProvider, experiment: Experiment
 ) -> None:
-    job = provider.train(slow(experiment), wait=False)
+    job = provider.train(acting(experiment, "slow"), wait=False)
     until(lambda: azure.ml.jobs[job.id].status == "Running")
     lines, cursor = provider._lines(job.id, None)
     path = f"ExperimentRun/dcid.{job.id}/user_logs/std_log.txt"

@@ -11,7 +11,7 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,8 +25,6 @@ from notebooked_dagster.errors import (
     NotebookedError,
     ProviderError,
     QuotaError,
-    TrainingCancelledError,
-    TrainingKilledError,
 )
 from notebooked_dagster.providers.base import EndpointStatus, Experiment, JobStatus
 from notebooked_dagster.providers.databricks import DatabricksProvider
@@ -35,6 +33,7 @@ from notebooked_dagster.providers.databricks.registry import write_model
 from tests.clouds.databricks import CATALOG, SCHEMA, VOLUME, DatabricksServer
 from tests.clouds.databricks_kit import databricks_provider, databricks_server, settings
 from tests.contract.scripts import write_scripts
+from tests.unit.providers.faults import Kit, StopFaults, acting
 
 ROWS = {"dataframe_records": [{"x": 1.0}]}
 
@@ -59,25 +58,9 @@ def experiment(tmp_path: Path) -> Experiment:
     return Experiment("sample", scripts, idempotency_token="run-1")
 
 
-def acting(experiment: Experiment, act: str) -> Experiment:
-    return dataclasses.replace(experiment, hyperparameters={"act": act})
-
-
 def names(server: DatabricksServer) -> list[str]:
     """Our names of the runs that the workspace has."""
     return [run.request["run_name"] for run in server.workspace.runs.values()]
-
-
-def on_line(wanted: str, act: Callable[[], None]) -> Callable[[str], None]:
-    """A sink that does something once, when a line comes by."""
-    done: list[str] = []
-
-    def sink(line: str) -> None:
-        if line == wanted and not done:
-            done.append(line)
-            act()
-
-    return sink
 
 
 def ended(server: DatabricksServer) -> None:
@@ -91,6 +74,33 @@ def ended(server: DatabricksServer) -> None:
 def volume(server: DatabricksServer) -> Path:
     """Our folder of the volume."""
     return server.workspace.root / "Volumes" / CATALOG / SCHEMA / VOLUME / "notebooked"
+
+
+@pytest.fixture
+def kit(server: DatabricksServer) -> Kit:
+    def stop(name: str) -> None:
+        (run,) = server.workspace.runs.values()
+        run.cancelling.set()
+
+    def put(path: str, content: bytes | None) -> None:
+        file = volume(server).parent / path
+        if content is None:
+            file.unlink()
+        else:
+            file.write_bytes(content)
+
+    return Kit(
+        machine=databricks_provider,
+        emulator=server.workspace,
+        jobs=lambda: names(server),
+        ended=lambda name: all(run.ended for run in server.workspace.runs.values()),
+        put=put,
+        stop=stop,
+    )
+
+
+class TestJobs(StopFaults):
+    """The faults of every cloud."""
 
 
 # Submitting
@@ -120,21 +130,6 @@ provider.train(Experiment("sample", Path({str(experiment.scripts)!r}), idempoten
     job = databricks_provider(tmp_path / "state").train(experiment)
     assert job.status is JobStatus.SUCCEEDED
     assert names(server) == [job.id]
-
-
-def test_another_machine_finds_the_run_by_its_token_alone(
-    server: DatabricksServer, provider: DatabricksProvider, experiment: Experiment, tmp_path: Path
-) -> None:
-    first = provider.train(experiment)
-    other = databricks_provider(tmp_path / "another-machine")
-    # As a run looks that is tried again, and then trains.
-    looked_up = other.job_of("sample", "run-1")
-    assert looked_up is not None
-    assert other.train(experiment).id == first.id
-    third = databricks_provider(tmp_path / "a-third-machine").job_of("sample", "run-1")
-    assert third is not None
-    assert (third.status, third.metrics, third.experiment) == (JobStatus.SUCCEEDED, first.metrics, "sample")
-    assert names(server) == [first.id]
 
 
 def test_a_run_whose_id_nobody_wrote_down_is_found_by_its_name(
@@ -231,39 +226,6 @@ def test_tokens_are_short_enough_and_all_different() -> None:
 # Waiting
 
 
-def test_short_trouble_while_waiting_is_waited_out(
-    server: DatabricksServer, provider: DatabricksProvider, experiment: Experiment
-) -> None:
-    sink = on_line("step 2", lambda: server.workspace.fail("*", "drop", times=6))
-    assert provider.train(acting(experiment, "slow"), on_log=sink).status is JobStatus.SUCCEEDED
-
-
-def test_long_trouble_ends_the_wait_and_not_the_run(
-    server: DatabricksServer, experiment: Experiment, tmp_path: Path
-) -> None:
-    provider = databricks_provider(tmp_path / "state", patience=0.3)
-    sink = on_line("step 2", lambda: server.workspace.fail("*", "error", times=40))
-    with pytest.raises(ProviderError, match="there was no way to training job"):
-        provider.train(acting(experiment, "slow"), on_log=sink)
-    server.workspace.faults.clear()
-    job = databricks_provider(tmp_path / "state").train(acting(experiment, "slow"))
-    assert job.status is JobStatus.SUCCEEDED
-    assert names(server) == [job.id]
-
-
-def test_a_run_cancelled_in_the_ui_is_cancelled(
-    server: DatabricksServer, provider: DatabricksProvider, experiment: Experiment
-) -> None:
-    def cancel() -> None:
-        (run,) = server.workspace.runs.values()
-        run.cancelling.set()
-
-    with pytest.raises(TrainingCancelledError):
-        provider.train(acting(experiment, "slow"), on_log=on_line("step 2", cancel))
-    (job,) = provider.list_jobs()
-    assert job.status is JobStatus.CANCELLED
-
-
 def test_no_capacity_is_said_to_be_that(
     server: DatabricksServer, provider: DatabricksProvider, experiment: Experiment
 ) -> None:
@@ -282,39 +244,7 @@ def test_requirements_that_cannot_be_installed_are_the_users_error(
     assert any("No matching distribution" in line for line in provider.logs(caught.value.details["job"]))
 
 
-def test_a_script_that_is_killed_is_said_to_be_killed(
-    provider: DatabricksProvider, experiment: Experiment
-) -> None:
-    with pytest.raises(TrainingKilledError, match="signal 9"):
-        provider.train(acting(experiment, "kill"))
-
-
 # What comes home
-
-
-def _archive(server: DatabricksServer, job_id: str) -> Path:
-    return volume(server) / "jobs" / job_id / "model" / "model.tar.gz"
-
-
-@pytest.mark.parametrize("damage", ["missing", "corrupt"])
-def test_a_model_that_is_missing_or_damaged_is_no_success(
-    server: DatabricksServer, provider: DatabricksProvider, experiment: Experiment, damage: str
-) -> None:
-    job = provider.train(experiment, wait=False)
-    ended(server)
-    archive = _archive(server, job.id)
-    archive.unlink() if damage == "missing" else archive.write_bytes(b"\x1f\x8b no archive")
-    with pytest.raises(ProviderError, match="its model cannot be read"):
-        provider.train(experiment)
-
-
-def test_metrics_that_are_missing_are_no_failure(
-    server: DatabricksServer, provider: DatabricksProvider, experiment: Experiment
-) -> None:
-    job = provider.train(experiment, wait=False)
-    ended(server)
-    (volume(server) / "jobs" / job.id / "output.tar.gz").unlink()
-    assert provider.train(experiment).metrics == {}
 
 
 def test_variables_go_along_in_a_file_and_references_to_secrets_in_the_request(

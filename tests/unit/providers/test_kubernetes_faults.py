@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,6 +35,7 @@ from notebooked_dagster.providers.kubernetes import KubernetesProvider
 from tests.clouds.kube import KubeServer
 from tests.clouds.kube_kit import BUCKET, kube_server, kubernetes_provider, s3, settings
 from tests.contract.scripts import write_scripts
+from tests.unit.providers.faults import JobFaults, Kit, on_line, until
 
 ROWS = {"dataframe_records": [{"x": 1.0}]}
 
@@ -65,18 +66,6 @@ def acting(experiment: Experiment, act: str, **training: object) -> Experiment:
     )
 
 
-def on_line(wanted: str, act: Callable[[], object]) -> Callable[[str], None]:
-    """A sink that does something once, when a line comes by."""
-    done: list[str] = []
-
-    def sink(line: str) -> None:
-        if line == wanted and not done:
-            done.append(line)
-            act()
-
-    return sink
-
-
 def jobs(kube: KubeServer) -> list[str]:
     return list(kube.cluster.things["jobs"])
 
@@ -87,17 +76,33 @@ def pod(kube: KubeServer) -> str:
     return str(found[-1]["metadata"]["name"])
 
 
-def until(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def ended(kube: KubeServer) -> None:
     """Wait until the only job has ended."""
     (name,) = jobs(kube)
     until(lambda: kube.cluster.things["jobs"][name].get("status", {}).get("conditions"))
+
+
+@pytest.fixture
+def kit(kube: KubeServer) -> Kit:
+    def put(key: str, content: bytes | None) -> None:
+        if content is None:
+            s3(kube).delete_object(Bucket=BUCKET, Key=key)
+        else:
+            s3(kube).put_object(Bucket=BUCKET, Key=key, Body=content)
+
+    return Kit(
+        machine=lambda state, **more: kubernetes_provider(state, kube, **more),
+        emulator=kube,
+        jobs=lambda: jobs(kube),
+        ended=lambda name: kube.cluster.things["jobs"][name].get("status", {}).get("conditions"),
+        put=put,
+        model="model.tar.gz",
+        facts="model.tar.gz",
+    )
+
+
+class TestJobs(JobFaults):
+    """The faults of every cloud."""
 
 
 # Submitting
@@ -129,7 +134,7 @@ provider.train(Experiment("sample", Path({str(experiment.scripts)!r}), idempoten
     assert jobs(kube) == [job.id]
 
 
-def test_another_machine_finds_the_job_by_its_token_alone(
+def test_another_machine_finds_a_job_that_the_cluster_has_removed(
     kube: KubeServer, provider: KubernetesProvider, experiment: Experiment, tmp_path: Path
 ) -> None:
     first = provider.train(dataclasses.replace(experiment, name="two_words"))
@@ -254,32 +259,6 @@ def test_data_that_is_not_there_starts_nothing_and_data_in_the_store_is_read_in_
 # Waiting
 
 
-def test_the_api_server_may_be_away_while_a_job_is_waited_for(
-    kube: KubeServer, experiment: Experiment, tmp_path: Path
-) -> None:
-    provider = kubernetes_provider(tmp_path / "state", kube, patience=60.0)
-    job = provider.train(
-        acting(experiment, "slow"), on_log=on_line("step 1", lambda: kube.fail("*", "drop", times=10))
-    )
-    assert job.status is JobStatus.SUCCEEDED
-    assert all(item.times == 0 for item in kube.faults)
-    lines = [line for line in provider.logs(job.id) if line.startswith("step")]
-    assert lines == [f"step {number}" for number in range(12)]
-
-
-def test_an_api_server_that_stays_away_ends_the_waiting_and_not_the_job(
-    kube: KubeServer, experiment: Experiment, tmp_path: Path
-) -> None:
-    provider = kubernetes_provider(tmp_path / "state", kube, patience=0.2)
-    cut = on_line("step 1", lambda: kube.fail("*", "drop", times=100))
-    with pytest.raises(ProviderError, match="no way to training job") as caught:
-        provider.train(acting(experiment, "slow"), on_log=cut)
-    assert "goes on" in (caught.value.hint or "")
-    kube.faults.clear()
-    assert provider.train(experiment).id == caught.value.details["job"]
-    assert len(jobs(kube)) == 1
-
-
 def test_interrupting_who_waits_stops_the_job(
     kube: KubeServer, provider: KubernetesProvider, experiment: Experiment, tmp_path: Path
 ) -> None:
@@ -300,14 +279,14 @@ def test_interrupting_who_waits_stops_the_job(
 # What happens to pods
 
 
-def test_a_killed_script_and_a_pod_without_memory_are_told_as_killed(
+def test_a_pod_without_memory_is_told_as_killed(
     kube: KubeServer, provider: KubernetesProvider, experiment: Experiment
 ) -> None:
-    with pytest.raises(TrainingKilledError, match="signal 9"):
-        provider.train(acting(experiment, "kill"))
-    again = dataclasses.replace(acting(experiment, "hang"), idempotency_token="run-2")
     with pytest.raises(TrainingKilledError, match="out of memory, of which it had 2Gi") as caught:
-        provider.train(again, on_log=on_line("hanging", lambda: kube.cluster.run_out_of_memory(pod(kube))))
+        provider.train(
+            acting(experiment, "hang"),
+            on_log=on_line("hanging", lambda: kube.cluster.run_out_of_memory(pod(kube))),
+        )
     assert "options.training.memory" in (caught.value.hint or "")
     listed = {job.id: job.status for job in kubernetes_provider(provider.state, kube).list_jobs()}
     assert listed[caught.value.details["job"]] is JobStatus.KILLED
@@ -387,21 +366,6 @@ def test_a_pod_deleted_by_hand_is_no_success(
     delete = on_line("hanging", lambda: kube.cluster.remove("pods", pod(kube)))
     with pytest.raises(ProviderError, match="its pod is gone"):
         provider.train(acting(experiment, "hang"), on_log=delete)
-
-
-@pytest.mark.parametrize("damage", ["missing", "corrupt"])
-def test_a_model_that_is_missing_or_corrupt_is_no_success(
-    kube: KubeServer, provider: KubernetesProvider, experiment: Experiment, damage: str
-) -> None:
-    job = provider.train(experiment, wait=False)
-    ended(kube)
-    key = f"notebooked/jobs/{job.id}/model.tar.gz"
-    if damage == "missing":
-        s3(kube).delete_object(Bucket=BUCKET, Key=key)
-    else:
-        s3(kube).put_object(Bucket=BUCKET, Key=key, Body=b"half of an archive")
-    with pytest.raises(ProviderError, match="model cannot be read"):
-        provider.train(experiment)
 
 
 def test_pods_that_may_not_use_the_store_and_requirements_that_do_not_install_are_told_apart(

@@ -11,7 +11,6 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -25,8 +24,6 @@ from notebooked_dagster.errors import (
     DeploymentError,
     ProviderError,
     QuotaError,
-    TrainingCancelledError,
-    TrainingKilledError,
 )
 from notebooked_dagster.providers.base import EndpointStatus, Experiment, JobStatus
 from notebooked_dagster.providers.cloud.waiting import OutOfReachError
@@ -35,6 +32,7 @@ from notebooked_dagster.providers.sagemaker.session import translated
 from tests.clouds.aws import AwsServer
 from tests.clouds.kit import BUCKET, ROLE, sagemaker_provider
 from tests.contract.scripts import write_scripts
+from tests.unit.providers.faults import Kit, StopFaults, acting
 
 ROWS = {"dataframe_records": [{"x": 1.0}]}
 
@@ -44,20 +42,32 @@ def experiment(tmp_path: Path) -> Experiment:
     return Experiment("sample", write_scripts(tmp_path / "scripts"), idempotency_token="run-1")
 
 
-def slow(experiment: Experiment) -> Experiment:
-    return dataclasses.replace(experiment, hyperparameters={"act": "slow"})
+@pytest.fixture
+def kit(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> Kit:
+    # What is short for the SDK is long for a test.
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+
+    def put(key: str, content: bytes | None) -> None:
+        if content is None:
+            aws.s3().delete_object(Bucket=BUCKET, Key=key)
+        else:
+            aws.s3().put_object(Bucket=BUCKET, Key=key, Body=content)
+
+    return Kit(
+        machine=sagemaker_provider,
+        emulator=aws.sagemaker,
+        jobs=lambda: list(aws.sagemaker.jobs),
+        ended=lambda job: aws.sagemaker.jobs[job].status in ("Completed", "Stopped"),
+        put=put,
+        model="output/model.tar.gz",
+        facts="output/model.tar.gz",
+        output="output/output.tar.gz",
+        stop=lambda job: aws.sagemaker.stop_training_job({"TrainingJobName": job}),
+    )
 
 
-def on_line(wanted: str, act: Callable[[], None]) -> Callable[[str], None]:
-    """A sink that does something once, when a line comes by."""
-    done: list[str] = []
-
-    def sink(line: str) -> None:
-        if line == wanted and not done:
-            done.append(line)
-            act()
-
-    return sink
+class TestJobs(StopFaults):
+    """The faults of every cloud."""
 
 
 # Submitting
@@ -78,23 +88,9 @@ provider.train(Experiment("sample", Path({str(experiment.scripts)!r}), hyperpara
 """
     died = subprocess.run([sys.executable, "-c", program], env=os.environ, check=False)
     assert died.returncode == -signal.SIGKILL
-    job = sagemaker_provider(tmp_path / "state").train(slow(experiment))
+    job = sagemaker_provider(tmp_path / "state").train(acting(experiment, "slow"))
     assert job.status is JobStatus.SUCCEEDED
     assert list(aws.sagemaker.jobs) == [job.id]
-
-
-def test_another_machine_finds_the_job_by_its_token_alone(
-    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment, tmp_path: Path
-) -> None:
-    first = provider.train(experiment)
-    other = sagemaker_provider(tmp_path / "another-machine")
-    # As a run looks that is tried again, and then trains.
-    looked_up = other.job_of("sample", "run-1")
-    assert looked_up is not None
-    assert other.train(experiment).id == first.id
-    third = sagemaker_provider(tmp_path / "a-third-machine").status(first.id)
-    assert (third.status, third.metrics, third.experiment) == (JobStatus.SUCCEEDED, first.metrics, "sample")
-    assert list(aws.sagemaker.jobs) == [first.id]
 
 
 def test_a_job_that_never_reached_the_cloud_is_given_up_and_can_be_begun_again(
@@ -221,107 +217,6 @@ def test_the_same_data_is_sent_once(
 # Waiting
 
 
-def test_the_network_may_be_away_while_a_job_is_waited_for(
-    aws: AwsServer, experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    provider = sagemaker_provider(tmp_path / "state", patience=60.0)
-    job = provider.train(
-        slow(experiment), on_log=on_line("step 1", lambda: aws.sagemaker.fail("*", "drop", times=10))
-    )
-    assert job.status is JobStatus.SUCCEEDED
-    assert all(item.times == 0 for item in aws.sagemaker.faults)
-
-
-def test_a_network_that_stays_away_ends_the_waiting_and_not_the_job(
-    aws: AwsServer, experiment: Experiment, tmp_path: Path
-) -> None:
-    provider = sagemaker_provider(tmp_path / "state", patience=0.2)
-    cut = on_line("step 1", lambda: aws.sagemaker.fail("*", "drop", times=100))
-    with pytest.raises(ProviderError, match="no way to training job") as caught:
-        provider.train(slow(experiment), on_log=cut)
-    assert "goes on" in (caught.value.hint or "")
-    aws.sagemaker.faults.clear()
-    assert provider.train(slow(experiment)).id == caught.value.details["job"]
-    assert len(aws.sagemaker.jobs) == 1
-
-
-def test_credentials_that_expire_end_the_waiting_and_not_the_job(
-    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment
-) -> None:
-    job = provider.train(slow(experiment), wait=False)
-    aws.sagemaker.fail("DescribeTrainingJob", "expired")
-    with pytest.raises(CredentialsError, match="expired"):
-        provider.train(slow(experiment))
-    assert aws.sagemaker.jobs[job.id].status == "InProgress"
-    assert provider.train(slow(experiment)).id == job.id
-
-
-def test_a_job_stopped_from_the_console_is_cancelled(
-    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment
-) -> None:
-    hanging = dataclasses.replace(experiment, hyperparameters={"act": "hang"})
-
-    def stop() -> None:
-        while not any(job.secondary == "Training" for job in aws.sagemaker.jobs.values()):
-            time.sleep(0.02)
-        aws.sagemaker.stop_training_job({"TrainingJobName": next(iter(aws.sagemaker.jobs))})
-
-    threading.Thread(target=stop, daemon=True).start()
-    with pytest.raises(TrainingCancelledError):
-        provider.train(hanging)
-
-
-def test_interrupting_who_waits_stops_the_job(
-    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment
-) -> None:
-    def interrupt(line: str) -> None:
-        if line == "hanging":
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        provider.train(dataclasses.replace(experiment, hyperparameters={"act": "hang"}), on_log=interrupt)
-    (name,) = aws.sagemaker.jobs
-    deadline = time.monotonic() + 20
-    while aws.sagemaker.jobs[name].status != "Stopped" and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert provider.status(name).status is JobStatus.CANCELLED
-
-
-def test_a_killed_script_is_told_as_killed(
-    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment
-) -> None:
-    with pytest.raises(TrainingKilledError, match="signal 9"):
-        provider.train(dataclasses.replace(experiment, hyperparameters={"act": "kill"}))
-
-
-@pytest.mark.parametrize("damage", ["missing", "corrupt"])
-def test_a_model_that_is_missing_or_corrupt_is_no_success(
-    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment, damage: str
-) -> None:
-    job = provider.train(slow(experiment), wait=False)
-    key = f"notebooked/jobs/{job.id}/output/model.tar.gz"
-    while aws.sagemaker.jobs[job.id].status != "Completed":
-        time.sleep(0.05)
-    if damage == "missing":
-        aws.s3().delete_object(Bucket=BUCKET, Key=key)
-    else:
-        aws.s3().put_object(Bucket=BUCKET, Key=key, Body=b"half of an archive")
-    with pytest.raises(ProviderError, match="model cannot be read"):
-        provider.train(slow(experiment))
-
-
-def test_a_missing_output_costs_the_metrics_and_not_the_model(
-    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment
-) -> None:
-    job = provider.train(slow(experiment), wait=False)
-    while aws.sagemaker.jobs[job.id].status != "Completed":
-        time.sleep(0.05)
-    aws.s3().delete_object(Bucket=BUCKET, Key=f"notebooked/jobs/{job.id}/output/output.tar.gz")
-    done = provider.train(slow(experiment))
-    assert (done.status, done.metrics) == (JobStatus.SUCCEEDED, {})
-
-
 def test_a_hundred_waiting_jobs_are_one_call(
     aws: AwsServer, provider: SageMakerProvider, experiment: Experiment
 ) -> None:
@@ -353,7 +248,7 @@ def test_the_mlflow_run_of_a_killed_submitter_is_ended_by_who_takes_the_job_up(
     from notebooked_dagster.tracking import Tracking, local_uri
 
     uri = local_uri(tmp_path / "mlflow-state")
-    tracked = dataclasses.replace(slow(experiment), tracking_uri=uri)
+    tracked = dataclasses.replace(acting(experiment, "slow"), tracking_uri=uri)
     first = provider.train(tracked, wait=False)
     # The machine that submitted it is gone, with all it had on disk.
     other = sagemaker_provider(tmp_path / "another-machine", tracking_uri=uri)

@@ -12,7 +12,7 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -28,9 +28,7 @@ from notebooked_dagster.errors import (
     InvalidInputError,
     ProviderError,
     QuotaError,
-    TrainingCancelledError,
     TrainingFailedError,
-    TrainingKilledError,
 )
 from notebooked_dagster.providers.base import EndpointStatus, Experiment, JobStatus
 from notebooked_dagster.providers.vertex import VertexProvider
@@ -38,6 +36,7 @@ from tests.clouds.gcp import ACCOUNT, ApiError, GcpServer
 from tests.clouds.gcp_kit import BUCKET, gcp_server, settings, vertex_provider
 from tests.clouds.gcs import Reply
 from tests.contract.scripts import write_scripts
+from tests.unit.providers.faults import Kit, StopFaults, acting
 
 ROWS = {"dataframe_records": [{"x": 1.0}]}
 
@@ -62,25 +61,9 @@ def experiment(tmp_path: Path) -> Experiment:
     return Experiment("sample", scripts, idempotency_token="run-1")
 
 
-def acting(experiment: Experiment, act: str) -> Experiment:
-    return dataclasses.replace(experiment, hyperparameters={"act": act})
-
-
 def names(gcp: GcpServer) -> list[str]:
     """Our names of the jobs that Vertex AI has."""
     return [job.message.labels["notebooked_job"] for job in gcp.vertex.jobs.values()]
-
-
-def on_line(wanted: str, act: Callable[[], None]) -> Callable[[str], None]:
-    """A sink that does something once, when a line comes by."""
-    done: list[str] = []
-
-    def sink(line: str) -> None:
-        if line == wanted and not done:
-            done.append(line)
-            act()
-
-    return sink
 
 
 def ended(gcp: GcpServer) -> None:
@@ -89,6 +72,32 @@ def ended(gcp: GcpServer) -> None:
     deadline = time.monotonic() + 20
     while not job.message.HasField("end_time") and time.monotonic() < deadline:
         time.sleep(0.02)
+
+
+@pytest.fixture
+def kit(gcp: GcpServer) -> Kit:
+    def stop(name: str) -> None:
+        (job,) = gcp.vertex.jobs.values()
+        job.cancelling.set()
+
+    def put(name: str, content: bytes | None) -> None:
+        if content is None:
+            gcp.gcs.remove(BUCKET, name)
+        else:
+            gcp.gcs.put(BUCKET, name, content)
+
+    return Kit(
+        machine=lambda state, **more: vertex_provider(state, gcp, **more),
+        emulator=gcp.vertex,
+        jobs=lambda: names(gcp),
+        ended=lambda name: all(job.message.HasField("end_time") for job in gcp.vertex.jobs.values()),
+        put=put,
+        stop=stop,
+    )
+
+
+class TestJobs(StopFaults):
+    """The faults of every cloud."""
 
 
 # Submitting
@@ -119,21 +128,6 @@ provider.train(Experiment("sample", Path({str(experiment.scripts)!r}), idempoten
     job = vertex_provider(tmp_path / "state", gcp, claim=1.0).train(experiment)
     assert job.status is JobStatus.SUCCEEDED
     assert names(gcp) == [job.id]
-
-
-def test_another_machine_finds_the_job_by_its_token_alone(
-    gcp: GcpServer, provider: VertexProvider, experiment: Experiment, tmp_path: Path
-) -> None:
-    first = provider.train(experiment)
-    other = vertex_provider(tmp_path / "another-machine", gcp)
-    # As a run looks that is tried again, and then trains.
-    looked_up = other.job_of("sample", "run-1")
-    assert looked_up is not None
-    assert other.train(experiment).id == first.id
-    third = vertex_provider(tmp_path / "a-third-machine", gcp).job_of("sample", "run-1")
-    assert third is not None
-    assert (third.status, third.metrics, third.experiment) == (JobStatus.SUCCEEDED, first.metrics, "sample")
-    assert names(gcp) == [first.id]
 
 
 def test_two_machines_that_submit_at_once_submit_one_job(
@@ -332,77 +326,6 @@ def test_the_same_data_is_sent_once(
 # Waiting
 
 
-def test_the_network_may_be_away_while_a_job_is_waited_for(
-    gcp: GcpServer, experiment: Experiment, tmp_path: Path
-) -> None:
-    provider = vertex_provider(tmp_path / "state", gcp, patience=60.0)
-    job = provider.train(
-        acting(experiment, "slow"),
-        on_log=on_line("step 1", lambda: gcp.vertex.fail("*", "drop", times=10)),
-    )
-    assert job.status is JobStatus.SUCCEEDED
-    assert all(item.times == 0 for item in gcp.vertex.faults)
-
-
-def test_a_network_that_stays_away_ends_the_waiting_and_not_the_job(
-    gcp: GcpServer, experiment: Experiment, tmp_path: Path
-) -> None:
-    provider = vertex_provider(tmp_path / "state", gcp, patience=0.2)
-    cut = on_line("step 1", lambda: gcp.vertex.fail("*", "drop", times=100))
-    with pytest.raises(ProviderError, match="no way to training job") as caught:
-        provider.train(acting(experiment, "slow"), on_log=cut)
-    assert "goes on" in (caught.value.hint or "")
-    gcp.vertex.faults.clear()
-    assert provider.train(experiment).id == caught.value.details["job"]
-    assert len(gcp.vertex.jobs) == 1
-
-
-def test_credentials_that_expire_end_the_waiting_and_not_the_job(
-    gcp: GcpServer, provider: VertexProvider, experiment: Experiment
-) -> None:
-    job = provider.train(acting(experiment, "hang"), wait=False)
-    gcp.vertex.fail("GetCustomJob", "expired", times=3)
-    with pytest.raises(CredentialsError, match="credentials"):
-        provider.train(experiment)
-    gcp.vertex.faults.clear()
-    assert provider.status(job.id).status in (JobStatus.PENDING, JobStatus.RUNNING)
-    assert provider.cancel(job.id).status is JobStatus.CANCELLED
-
-
-def test_a_job_stopped_from_the_console_is_cancelled(
-    gcp: GcpServer, provider: VertexProvider, experiment: Experiment
-) -> None:
-    def stop() -> None:
-        (job,) = gcp.vertex.jobs.values()
-        job.cancelling.set()
-
-    with pytest.raises(TrainingCancelledError):
-        provider.train(acting(experiment, "hang"), on_log=on_line("hanging", stop))
-
-
-def test_interrupting_who_waits_stops_the_job(
-    gcp: GcpServer, provider: VertexProvider, experiment: Experiment
-) -> None:
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
-    def sink(line: str) -> None:
-        if line == "hanging":
-            interrupt()
-
-    with pytest.raises(KeyboardInterrupt):
-        provider.train(acting(experiment, "hang"), on_log=sink)
-    ended(gcp)
-    assert provider.status(names(gcp)[0]).status is JobStatus.CANCELLED
-
-
-def test_a_killed_script_is_told_as_killed(
-    gcp: GcpServer, provider: VertexProvider, experiment: Experiment
-) -> None:
-    with pytest.raises(TrainingKilledError, match="signal 9"):
-        provider.train(acting(experiment, "kill"))
-
-
 def test_a_log_that_may_not_be_read_yet_is_waited_for(
     gcp: GcpServer, experiment: Experiment, tmp_path: Path
 ) -> None:
@@ -424,31 +347,6 @@ def test_who_gives_out_tokens_may_be_out_of_reach(provider: VertexProvider) -> N
         return "done"
 
     assert provider.session.again(call) == "done"
-
-
-@pytest.mark.parametrize("damage", ["missing", "corrupt"])
-def test_a_model_that_is_missing_or_corrupt_is_no_success(
-    gcp: GcpServer, provider: VertexProvider, experiment: Experiment, damage: str
-) -> None:
-    job = provider.train(experiment, wait=False)
-    ended(gcp)
-    name = f"notebooked/jobs/{job.id}/model/model.tar.gz"
-    if damage == "missing":
-        gcp.gcs.remove(BUCKET, name)
-    else:
-        gcp.gcs.put(BUCKET, name, b"half of an archive")
-    with pytest.raises(ProviderError, match="model cannot be read"):
-        provider.train(experiment)
-
-
-def test_a_missing_output_costs_the_metrics_and_not_the_model(
-    gcp: GcpServer, provider: VertexProvider, experiment: Experiment
-) -> None:
-    job = provider.train(experiment, wait=False)
-    ended(gcp)
-    gcp.gcs.remove(BUCKET, f"notebooked/jobs/{job.id}/output.tar.gz")
-    done = provider.train(experiment)
-    assert (done.status, done.metrics) == (JobStatus.SUCCEEDED, {})
 
 
 def test_a_model_that_cannot_be_written_is_not_blamed_on_the_script(
