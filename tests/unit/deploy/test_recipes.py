@@ -113,6 +113,9 @@ def test_the_helm_values_name_the_location_and_the_limits_of_ours() -> None:
     ]
     queued = values["dagsterDaemon"]["runCoordinator"]["config"]["queuedRunCoordinator"]
     assert queued["tagConcurrencyLimits"] == ours
+    # Nobody but us makes it: the database has to be told as well as Dagster.
+    assert values["generatePostgresqlPasswordSecret"] is False
+    assert values["global"]["postgresqlSecretName"] == values["postgresql"]["existingSecret"]
 
 
 def test_the_task_of_ecs_is_what_ecs_takes() -> None:
