@@ -144,17 +144,16 @@ def _generated(
     """The scripts of a notebook, or of an experiment with what its declaration says; and the folder's name."""
     from notebooked_dagster.codegen import GenerateOptions, generate
     from notebooked_dagster.notebook.analysis import analyse_path
+    from notebooked_dagster.resources.code_state import generate_options
 
-    if notebook.suffix == ".ipynb" or notebook.exists():
+    from .project import declared_options, experiment_meant
+
+    spec = experiment_meant(notebook)
+    if spec is None:
         asked = GenerateOptions(
             notebook.stem, model_name=options.model_name, allow_unsupported=allow_unsupported
         )
         return notebook.stem, generate(analyse_path(notebook, options), asked)
-    from notebooked_dagster.resources.code_state import analysis_options, generate_options
-
-    from .project import Project
-
-    spec = Project(session()).experiment(str(notebook))
     asked = generate_options(spec.config)
     asked = dataclasses.replace(
         asked,
@@ -163,8 +162,7 @@ def _generated(
         allow_unsupported=allow_unsupported or asked.allow_unsupported,
         strict=False,
     )
-    declared = dataclasses.replace(analysis_options(spec.config), model_name=asked.model_name)
-    return spec.scripts.name, generate(analyse_path(spec.notebook, declared), asked)
+    return spec.scripts.name, generate(analyse_path(spec.notebook, declared_options(spec, options)), asked)
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command("inspect")
-@click.argument("notebook", type=NOTEBOOK)
+@click.argument("notebook", metavar="NOTEBOOK|EXPERIMENT", type=NOTEBOOK)
 @click.option("--model", "model_name", help="The name that holds the model, where it is not found.")
 @vocabulary_options
 @click.option("--slice", "stage", help="Print the code of one stage instead.")
@@ -26,7 +26,9 @@ def inspect_command(
     """Show how a notebook is understood, without running it."""
     from notebooked_dagster.notebook.analysis import AnalysisOptions, analyse_path
 
-    analysis = analyse_path(notebook, AnalysisOptions(vocabulary, model_name))
+    from .project import notebook_meant
+
+    analysis = analyse_path(*notebook_meant(notebook, AnalysisOptions(vocabulary, model_name)))
     if stage is not None:
         part = _slice(analysis, stage)
         code = "\n".join(statement.text for statement in part.statements)

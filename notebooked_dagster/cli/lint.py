@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,15 @@ from notebooked_dagster.errors import EXIT_USER, ConfigError, NotebookReadError
 from .options import NOTEBOOK, session, shared_options, vocabulary_options
 
 if TYPE_CHECKING:
+    from notebooked_dagster.notebook.analysis import AnalysisOptions
+    from notebooked_dagster.notebook.lint import LintConfig
     from notebooked_dagster.notebook.tags import TagVocabulary
 
 SKIPPED_FOLDERS = frozenset({".ipynb_checkpoints", ".venv", "node_modules", ".git", ".notebooked"})
 
 
 @click.command("lint")
-@click.argument("paths", nargs=-1, required=True, type=NOTEBOOK)
+@click.argument("paths", nargs=-1, required=True, metavar="NOTEBOOK|FOLDER|EXPERIMENT...", type=NOTEBOOK)
 @click.option(
     "--format", "format_", type=click.Choice(["text", "json", "sarif", "github"]), help="How to report."
 )
@@ -50,10 +53,11 @@ def lint_command(
     max_logic_lines: int,
     vocabulary: TagVocabulary,
 ) -> None:
-    """Audit notebooks; a folder stands for all notebooks in it.
+    """Audit notebooks; a folder stands for all notebooks in it, an experiment for its own, read as it is declared.
 
     Exits 1 where something is as bad as --fail-on. A file that cannot be read is an error and does not stop the others.
     """
+    from notebooked_dagster.notebook.analysis import AnalysisOptions
     from notebooked_dagster.notebook.lint import LintConfig, at_least, render_all
     from notebooked_dagster.notebook.model import Severity
 
@@ -63,12 +67,12 @@ def lint_command(
         threshold=Severity(severity),
         max_logic_lines=max_logic_lines,
     )
-    files = notebooks_in(paths)
+    files = _notebooks_in(paths, AnalysisOptions(vocabulary))
     results: list[Any] = []
     unreadable: list[NotebookReadError] = []
-    for file in files:
+    for file, (options, ignored) in files.items():
         try:
-            results.append(_audit(file, config, vocabulary))
+            results.append(_audit(file, replace(config, ignore=config.ignore | ignored), options))
         except NotebookReadError as problem:
             unreadable.append(problem)
     if len(files) == 1 and unreadable:
@@ -86,35 +90,43 @@ def lint_command(
         click.get_current_context().exit(EXIT_USER)
 
 
-def notebooks_in(paths: tuple[Path, ...]) -> list[Path]:
-    """The notebooks that ``paths`` name, folders searched.
+def _notebooks_in(
+    paths: tuple[Path, ...], options: AnalysisOptions
+) -> dict[Path, tuple[AnalysisOptions, frozenset[str]]]:
+    """The notebooks that ``paths`` name, folders searched; how each is read, and what its declaration has ignored.
 
     Raises:
-        ConfigError: A path does not exist, or there is no notebook.
+        ConfigError: A path is neither there nor an experiment, or there is no notebook.
     """
-    found: dict[Path, None] = {}
+    from .project import declared_options, experiment_meant, shown_path
+
+    as_told = (options, frozenset[str]())
+    found: dict[Path, tuple[AnalysisOptions, frozenset[str]]] = {}
     for path in paths:
         if path.is_dir():
             inside = (p for p in sorted(path.rglob("*.ipynb")) if not SKIPPED_FOLDERS & set(p.parts))
-            found.update(dict.fromkeys(inside))
+            found.update(dict.fromkeys(inside, as_told))
         elif path.exists():
-            found[path] = None
+            found[path] = as_told
+        elif (spec := experiment_meant(path)) is not None:
+            ignored = frozenset(spec.config.lint.ignore)
+            found[shown_path(spec.notebook)] = (declared_options(spec, options), ignored)
         else:
             raise ConfigError("There is no such file or folder.", path=path, hint="Check the path.")
     if not found:
         raise ConfigError(
             "There is no notebook in it.", path=paths[0], hint="Name a folder that holds .ipynb files."
         )
-    return list(found)
+    return found
 
 
-def _audit(file: Path, config: Any, vocabulary: TagVocabulary) -> Any:
-    from notebooked_dagster.notebook.analysis import AnalysisOptions, analyse
+def _audit(file: Path, config: LintConfig, options: AnalysisOptions) -> Any:
+    from notebooked_dagster.notebook.analysis import analyse
     from notebooked_dagster.notebook.lint import lint
     from notebooked_dagster.notebook.reader import read_notebook
 
     notebook = read_notebook(file, keep_output_text=True)
-    return notebook, lint(analyse(notebook, AnalysisOptions(vocabulary)), config)
+    return notebook, lint(analyse(notebook, options), config)
 
 
 def _rules(values: tuple[str, ...]) -> frozenset[str]:

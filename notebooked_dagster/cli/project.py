@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
@@ -21,15 +22,45 @@ from notebooked_dagster.core.redaction import REDACTOR
 from notebooked_dagster.core.secrets import load_dotenv
 from notebooked_dagster.errors import ConfigError, NotebookedError, UserError
 
-from .options import Session
+from .options import Session, session
 
 if TYPE_CHECKING:
     import dagster as dg
 
     from notebooked_dagster.components.spec import ExperimentSpec
+    from notebooked_dagster.notebook.analysis import AnalysisOptions
     from notebooked_dagster.providers.base import BaseProvider
     from notebooked_dagster.resources import Workplace
     from notebooked_dagster.resources.code_state import Versions
+
+
+def experiment_meant(told: Path) -> ExperimentSpec | None:
+    """The experiment that an argument names; None where it is a path. Raises ConfigError where it can be neither."""
+    if told.exists() or told.suffix or len(told.parts) != 1:
+        return None
+    # Other paths of the command are relative to where it was called.
+    with contextlib.chdir(Path.cwd()):
+        return Project(session()).experiment(str(told))
+
+
+def notebook_meant(told: Path, options: AnalysisOptions) -> tuple[Path, AnalysisOptions]:
+    """A notebook, or an experiment's, and how to read it. Raises ConfigError where there is no such experiment."""
+    spec = experiment_meant(told)
+    return (told, options) if spec is None else (shown_path(spec.notebook), declared_options(spec, options))
+
+
+def declared_options(spec: ExperimentSpec, options: AnalysisOptions) -> AnalysisOptions:
+    """How an experiment's notebook is read: as its declaration says, unless the command names the model."""
+    from notebooked_dagster.resources.code_state import analysis_options
+
+    declared = analysis_options(spec.config)
+    return dataclasses.replace(declared, model_name=options.model_name or declared.model_name)
+
+
+def shown_path(path: Path) -> Path:
+    """A path as short as it can be from where the command was called."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 class Project:
@@ -44,6 +75,7 @@ class Project:
 
         self.session = session
         settings = session.settings()
+        self._called_in = Path.cwd()
         # dagster.yaml keeps its storage relative to the working folder, and runs read the project from the environment.
         os.chdir(settings.root)
         os.environ["NOTEBOOKED_PROJECT_ROOT"] = str(settings.root)
@@ -61,11 +93,15 @@ class Project:
         return project_experiments(self.place)
 
     def experiment(self, name: str) -> ExperimentSpec:
-        """One experiment by its name. Raises ConfigError."""
+        """One experiment by its name, or by its notebook where it has that for itself. Raises ConfigError."""
         found = self.experiments()
         for spec in found:
             if name in (spec.name, spec.config.name):
                 return spec
+        file = (self._called_in / name).resolve()
+        of_file = [spec for spec in found if spec.notebook.resolve() == file]
+        if len(of_file) == 1:
+            return of_file[0]
         names = [spec.config.name for spec in found]
         near = get_close_matches(name, names, 1)
         raise ConfigError(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command("tag")
-@click.argument("notebook", type=NOTEBOOK)
+@click.argument("notebook", metavar="NOTEBOOK|EXPERIMENT", type=NOTEBOOK)
 @click.option(
     "--suggest", "mode", flag_value="suggest", default="suggest", help="Show the tags. The default."
 )
@@ -33,11 +33,13 @@ def tag_command(notebook: Path, mode: str, vocabulary: TagVocabulary, min_confid
     """Suggest tags for a notebook's cells, or write them. Tags that are there stay, and decide."""
     from notebooked_dagster.notebook.analysis import AnalysisOptions, analyse, analyse_path
 
+    from .project import notebook_meant
+
     if mode not in ("suggest", "write"):
         raise ConfigError("Choose --suggest or --write.")
-    options = AnalysisOptions(vocabulary)
+    notebook, options = notebook_meant(notebook, AnalysisOptions(vocabulary))
     analysis = analyse_path(notebook, options)
-    wanted = suggestions(analysis, vocabulary.prefix, min_confidence)
+    wanted = suggestions(analysis, options.tags.prefix, min_confidence)
     tagged = replace(
         analysis.notebook,
         cells=tuple(replace(c, tags=tuple(wanted.get(c.index, c.tags))) for c in analysis.notebook.cells),

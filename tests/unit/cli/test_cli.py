@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from notebooked_dagster.cli import main
 from notebooked_dagster.cli.app import COMMANDS
 from notebooked_dagster.errors import EndpointNotFoundError
+from tests.end_to_end.dagster_kit import SmallProject
 
 ROOT = Path(__file__).parents[3]
 SAMPLES = ROOT / "notebooks" / "experiments"
@@ -203,6 +204,39 @@ def test_lint_goes_on_behind_an_unreadable_file(tmp_path: Path) -> None:
 def test_lint_of_nothing(tmp_path: Path) -> None:
     assert "no notebook" in run("lint", tmp_path).stderr
     assert run("lint", tmp_path / "missing.ipynb").exit_code == 1
+
+
+def test_an_experiment_stands_for_its_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read as its declaration says, and wherever the command is called: other paths are relative to there."""
+    project = SmallProject(tmp_path / "project", "extra_tags: {fit: train}\nlint: {ignore: [NB204]}\n")
+    path = notebook(project.notebook, "!pip install pandas", *TRAINS)
+    tagged = json.loads(path.read_text())
+    tagged["cells"][-1]["metadata"] = {"tags": ["fit"]}
+    path.write_text(json.dumps(tagged))
+    here = tmp_path / "here"
+    notebook(here / "other.ipynb", "!pip install pandas")
+    monkeypatch.chdir(here)
+
+    def said(*words: str) -> Any:
+        done = run("--project", project.root, "--json", *words)
+        assert done.exit_code == 0, done.stderr
+        return json.loads(done.stdout)
+
+    first, second = said("lint", "iris", "other.ipynb")["notebooks"]
+    assert (first["path"], second["path"]) == (str(path), "other.ipynb")
+    assert not any(found["rule"] == "NB204" for found in first["findings"])
+    assert any(found["rule"] == "NB204" for found in second["findings"])
+    roles = {cell["cell"]: cell["roles"] for cell in said("inspect", "iris")["cells"]}
+    assert roles[len(tagged["cells"])] == ["train"]
+    assert said("tag", "iris")["path"] == str(path)
+    assert Path(said("convert", "iris", "-o", "scripts")["folder"]).resolve() == here / "scripts"
+    assert (here / "scripts/train.py").exists()
+    # And the other way round, where only one is of it.
+    assert said("status", "../project/notebooks/iris.ipynb")[0]["experiment"] == "iris"
+    missing = run("--project", project.root, "lint", "irsi")
+    assert (missing.exit_code, "Did you mean iris?" in missing.stderr) == (1, True)
+    missing = run("--project", project.root, "lint", "here/irsi")
+    assert (missing.exit_code, "no such file or folder" in missing.stderr) == (1, True)
 
 
 def test_tag_suggests_and_leaves_the_file_alone() -> None:
