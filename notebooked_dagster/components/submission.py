@@ -35,6 +35,8 @@ _AUTOMATIC = (
     "dagster/schedule_name",
 )
 _GENERATIONS = 10
+# Seconds by which the clocks of machines, and of a cloud, may differ.
+CLOCKS = 600.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class Submission:
         provider: Where it runs.
         token: The job's idempotency token.
         job_id: Its id at the provider; None where the run had no time to write it down.
-        created_at: When the run began, in seconds since 1970.
+        began_at: When the run began, in seconds since 1970.
         told: The tag's value.
     """
 
@@ -60,7 +62,7 @@ class Submission:
     provider: str
     token: str
     job_id: str | None
-    created_at: float
+    began_at: float
     told: str = ""
 
 
@@ -184,7 +186,17 @@ def _began(instance: dg.DagsterInstance, token: str, record: dg.RunRecord) -> fl
     """When the run began that the token was made for; a run that repeats another may carry that one's."""
     first = token.partition("/")[0]
     found = instance.get_run_record_by_id(first) if first != record.dagster_run.run_id else record
-    return (found or record).create_timestamp.timestamp()
+    return _start(found or record)
+
+
+def _start(record: dg.RunRecord) -> float:
+    """When a run began. Not when it was made: that PostgreSQL writes down by the clock of its own time zone, as if it were UTC."""
+    return record.start_time or record.create_timestamp.timestamp()
+
+
+def _since(item: Submission) -> float:
+    """After this is all that the event log has of a submission, whose machine's clock ever wrote it."""
+    return item.began_at - CLOCKS
 
 
 def close(instance: dg.DagsterInstance, run_id: str, tag: str, told: str) -> None:
@@ -209,7 +221,7 @@ def made_from(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """What the run that submitted wrote down: the model's metadata, and the tags by which Dagster knows its inputs."""
     records = instance.fetch_observations(
-        dg.AssetRecordsFilter(asset_key=spec.key("model"), after_timestamp=item.created_at), limit=1000
+        dg.AssetRecordsFilter(asset_key=spec.key("model"), after_timestamp=_since(item)), limit=1000
     ).records
     for record in records:
         seen = record.event_log_entry.asset_observation
@@ -302,18 +314,18 @@ def superseded(instance: dg.DagsterInstance, spec: ExperimentSpec, item: Submiss
         dg.AssetRecordsFilter(
             asset_key=spec.key("model"),
             asset_partitions=[item.partition] if item.partition is not None else None,
-            after_timestamp=item.created_at,
+            after_timestamp=_since(item),
         ),
         limit=1000,
     ).records
-    return any(_begun(instance, record) > item.created_at for record in records)
+    return any(_begun(instance, record) > item.began_at for record in records)
 
 
 def model_record(
     instance: dg.DagsterInstance, spec: ExperimentSpec, item: Submission
 ) -> dg.EventLogRecord | None:
     """The model of this training in the event log; None where it is not there."""
-    asked = dg.AssetRecordsFilter(asset_key=spec.key("model"), after_timestamp=item.created_at)
+    asked = dg.AssetRecordsFilter(asset_key=spec.key("model"), after_timestamp=_since(item))
     made = instance.fetch_materializations(asked, limit=1000).records
     return next((r for r in made if metadata_value(r.asset_materialization, TOKEN) == item.token), None)
 
@@ -322,7 +334,7 @@ def reported(
     instance: dg.DagsterInstance, spec: ExperimentSpec, item: Submission, names: tuple[str, ...]
 ) -> bool:
     """Whether an observation of this training, under one of the names, is in the event log."""
-    asked = dg.AssetRecordsFilter(asset_key=spec.key("model"), after_timestamp=item.created_at)
+    asked = dg.AssetRecordsFilter(asset_key=spec.key("model"), after_timestamp=_since(item))
     for record in instance.fetch_observations(asked, limit=1000).records:
         seen = record.event_log_entry.asset_observation
         if seen is not None and any(
@@ -338,4 +350,4 @@ def _begun(instance: dg.DagsterInstance, record: dg.EventLogRecord) -> float:
     if submitted is not None:
         return float(submitted)
     run = instance.get_run_record_by_id(record.run_id) if record.run_id else None
-    return run.create_timestamp.timestamp() if run is not None else 0.0
+    return _start(run) if run is not None else 0.0

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -28,14 +28,12 @@ from .model_asset import model_metadata
 from .pipes import log_of, silent, told_by
 from .reporting import metadata_value
 from .spec import ExperimentSpec
-from .submission import Submission, close, made_from, model_record, reported, submissions, superseded
+from .submission import CLOCKS, Submission, close, made_from, model_record, reported, submissions, superseded
 
 FAILED = "failed job"
 SUPERSEDED = "superseded job"
 # Dagster gives a sensor 60 s; what is not finished in one look is finished in the next.
 _LONGEST_LOOK = 40.0
-# By how much Dagster's clock and a cloud's may differ.
-_CLOCKS = timedelta(minutes=10)
 _LOOKED_BACK = 200
 
 
@@ -130,7 +128,7 @@ class _Look:
         try:
             provider = providers.get(name)
             # All that run cost one question; only those that have ended are asked for one by one.
-            since = datetime.fromtimestamp(min(item.created_at for item in items), UTC) - _CLOCKS
+            since = datetime.fromtimestamp(min(item.began_at for item in items) - CLOCKS, UTC)
             known = provider.states(since)
         except (NotebookedError, OSError) as error:
             self.notes.append(f"{name}: {error}")
@@ -210,7 +208,7 @@ class _Look:
                 **(told.metadata if told is not None else {}),
                 **facts,
                 **model_metadata(job, page),
-                "submitted": dg.MetadataValue.timestamp(item.created_at),
+                "submitted": dg.MetadataValue.timestamp(item.began_at),
                 "submitted by run": dg.MetadataValue.dagster_run(item.run_id),
             },
             tags={

@@ -7,12 +7,15 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.storage.runs.schema import RunsTable
+from sqlalchemy import select
 
 from notebooked_dagster.components import submitted
 from notebooked_dagster.components.submission import taken_up
@@ -48,6 +51,12 @@ def kinds(events: list[object]) -> list[str]:
 
 def test_a_model_is_made_when_its_job_has_ended_and_only_then(project: HandProject) -> None:
     assert project.run("model").success
+    # A PostgreSQL whose time zone is east of UTC stamps its runs so.
+    made = RunsTable.c.create_timestamp
+    with project.instance.run_storage.connect() as connection:
+        for stamp, run_id in connection.execute(select(made, RunsTable.c.run_id)).all():
+            later = {"create_timestamp": stamp + timedelta(hours=2)}
+            connection.execute(RunsTable.update().where(RunsTable.c.run_id == run_id).values(later))
     assert project.models() == []
     assert project.look() == []
     assert project.note == "1 training jobs run."
