@@ -92,8 +92,26 @@ def test_where_the_runner_is_ones_own_it_is_asked_for_and_keeps_what_is_deployed
     )
     gitlab = yaml.safe_load(made("gitlab", provider))["deploy"]
     assert (gitlab.get("tags"), gitlab.get("variables")) == (
-        (["notebooked"], {"GIT_CLEAN_FLAGS": "none"}) if own else (None, None)
+        (["notebooked"], {"GIT_STRATEGY": "fetch", "GIT_CLEAN_FLAGS": "none"}) if own else (None, None)
     )
+
+
+def test_what_installs_packages_of_a_pull_request_has_no_token_to_write_with() -> None:
+    compare = yaml.safe_load(made("github"))["jobs"]["compare"]
+    assert "env" not in compare
+    with_token = [step["name"] for step in compare["steps"] if "GH_TOKEN" in step.get("env", {})]
+    assert with_token == ["Collect", "Comment"]
+
+
+def test_metrics_are_shown_of_a_model_that_did_not_pass_too(provider: str) -> None:
+    jobs = yaml.safe_load(made("github", provider))["jobs"]
+    for name in ("train", "deploy"):
+        steps = jobs[name]["steps"]
+        assert [step["if"] for step in steps if "if" in step] == [
+            "${{ !cancelled() && steps.run.outcome != 'skipped' }}"
+        ] * 2
+        assert [step.get("id") for step in steps].count("run") == 1
+    assert "needs.train.result != 'skipped'" in jobs["compare"]["if"]
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
