@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -43,13 +44,15 @@ def gate_problems(
     if value is None:
         there = ", ".join(sorted(metrics)) or "none"
         return [f"training reported no metric {gate.metric!r}; it reported: {there}"]
+    if math.isnan(value):
+        return [f"{gate.metric} is not a number"]
     problems = []
-    if gate.min is not None and not value >= gate.min:
+    if gate.min is not None and value < gate.min:
         problems.append(f"{gate.metric} = {value:.6g} is below {gate.min:g}")
-    if gate.max is not None and not value <= gate.max:
+    if gate.max is not None and value > gate.max:
         problems.append(f"{gate.metric} = {value:.6g} is above {gate.max:g}")
     before = champion.get(gate.metric) if champion is not None else None
-    if gate.better_than is not None and before is not None:
+    if gate.better_than is not None and before is not None and not math.isnan(before):
         good = value >= before - gate.tolerance if gate.higher_is_better else value <= before + gate.tolerance
         if not good:
             problems.append(f"{gate.metric} = {value:.6g} is worse than the champion's {before:.6g}")

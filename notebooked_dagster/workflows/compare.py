@@ -45,6 +45,10 @@ class Comparison:
             return "new" if self.base is None else "gone"
         if math.isclose(self.base, self.head, rel_tol=NOISE, abs_tol=0.0) or self.base == self.head:
             return "same"
+        if math.isnan(self.base) or math.isnan(self.head):
+            # What is not a number is worse than any that is, whichever way is better.
+            lost, had = math.isnan(self.head), math.isnan(self.base)
+            return "same" if lost and had else "worse" if lost else "better"
         more_is_better = MetricGate(metric=self.metric, better_than="champion").higher_is_better
         return "better" if (self.head > self.base) == more_is_better else "worse"
 

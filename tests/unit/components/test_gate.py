@@ -45,6 +45,8 @@ def project(tmp_path: Path, instance: dg.DagsterInstance, monkeypatch: pytest.Mo
         ({"min": 0.1, "max": 0.2}, 0.3, None, False),
         ({"min": 0.8}, math.nan, None, False),
         ({"max": 0.8}, math.nan, None, False),
+        ({"better_than": "champion"}, math.nan, None, False),
+        ({"better_than": "champion"}, 0.5, math.nan, True),
         ({"better_than": "champion"}, 0.5, None, True),
         ({"better_than": "champion"}, 0.5, 0.5, True),
         ({"better_than": "champion"}, 0.49, 0.5, False),

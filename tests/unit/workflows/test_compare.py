@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,9 @@ HEAD = {"iris": {"accuracy": 0.95, "loss": 0.4, "f1": 0.8}, "wine": {"rmse": 2.0
         ("log_loss", 0.2, 0.3, "worse"),
         ("accuracy", 0.9, 0.9, "same"),
         ("accuracy", 0.9, 0.9 * (1 + 1e-12), "same"),
+        ("rmse", 2.0, math.nan, "worse"),
+        ("accuracy", math.nan, 0.5, "better"),
+        ("rmse", math.nan, math.nan, "same"),
         ("accuracy", None, 0.9, "new"),
         ("accuracy", 0.9, None, "gone"),
     ],
