@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from dagster import Field, StringSource
 from dagster._config import UserConfigSchema
 from dagster._core.storage.base_storage import DagsterStorage
 from dagster._serdes import ConfigurableClassData
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from notebooked_dagster.errors import ConfigError, MissingPackageError, ProviderError
 
@@ -47,13 +48,21 @@ class ProjectStorage(DagsterStorage):
         # `postgres://` is what hosters print; SQLAlchemy takes only the other.
         if url.startswith("postgres://"):
             url = url.replace("postgres://", "postgresql://", 1)
-        if urlsplit(url).scheme.partition("+")[0] != "postgresql":
-            # Never the address itself: it may hold a password.
+        try:
+            address = make_url(url)
+        except (ArgumentError, ValueError):
+            address = None
+        if address is None or address.get_backend_name() != "postgresql":
+            # Neither the address nor what was wrong with a part of it: it may hold a password.
             raise ConfigError(
                 f"{VARIABLE} is no address of a PostgreSQL database.",
                 key=VARIABLE,
-                hint="One looks like postgresql://user:password@host:5432/dagster; unset it for SQLite.",
+                hint="One looks like postgresql://user:password@host:5432/dagster, with %40 for an @ in the password and "
+                "%3A for a colon; unset it for SQLite.",
             )
+        if address.drivername == "postgresql":
+            # What dagster-postgres brings: SQLAlchemy's own choice is another since its release 2.1.
+            address = address.set(drivername="postgresql+psycopg2")
         try:
             from dagster_postgres import DagsterPostgresStorage
             from dagster_postgres.utils import DagsterPostgresException
@@ -64,17 +73,13 @@ class ProjectStorage(DagsterStorage):
             ) from error
         try:
             return DagsterPostgresStorage(
-                postgres_url=_with_driver(url), should_autocreate_tables=True, inst_data=inst_data
+                postgres_url=address.render_as_string(hide_password=False),
+                should_autocreate_tables=True,
+                inst_data=inst_data,
             )
         except DagsterPostgresException as error:
-            parts = urlsplit(url)
             raise ProviderError(
-                f"The database {parts.path.strip('/') or '?'} at {parts.hostname or 'a socket'}:{parts.port or 5432} "
+                f"The database {address.database or '?'} at {address.host or 'a socket'}:{address.port or 5432} "
                 "cannot be reached.",
                 hint=f"Start it, or correct {VARIABLE}; unset it for SQLite.",
             ) from error
-
-
-def _with_driver(url: str) -> str:
-    """The driver that dagster-postgres brings: SQLAlchemy's own choice is another since its release 2.1."""
-    return url.replace("postgresql://", "postgresql+psycopg2://", 1)
