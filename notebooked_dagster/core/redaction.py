@@ -11,13 +11,16 @@ import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 MASK = "***"
 # Anything shorter would be found in text that has nothing to do with it.
 _SHORTEST = 6
+# Of a secret of several lines: nor has any other text such a line.
+_SHORTEST_LINE = 16
 SECRET_NAME = re.compile(
-    r"(secret|password|passwd|token(?!s|iz)|api_?key|access_?key|private_?key|credential|database_url)",
+    r"(secret|password|passwd|passphrase|token(?!s|iz)|(?:api|access|private|account|storage)_?key|credential"
+    r"|database_url|connection_?string|webhook)",
     re.IGNORECASE,
 )
 # Names that speak of secrets and hold none.
@@ -34,13 +37,21 @@ class Redactor:
         self._lock = threading.Lock()
 
     def add(self, value: str) -> None:
-        """Learn a secret, in the forms it takes in URLs and in JSON too; of an address only its password."""
+        """Learn a secret, in the forms it takes in URLs and in JSON too; of an address only its password.
+
+        Of several lines, each is a secret: logs are masked line by line.
+        """
         found = _PASSWORD_IN_URL.search(value)
         value = found["password"] if found is not None else value
         if len(value) < _SHORTEST:
             return
+        lines = [line.strip() for line in value.splitlines() if not line.startswith("-----")]
+        forms = [value, unquote(value), *(line for line in lines if len(line) >= _SHORTEST_LINE)]
         with self._lock:
-            self._values |= {value, quote(value, safe=""), json.dumps(value)[1:-1]}
+            for form in forms:
+                if len(form) >= _SHORTEST:
+                    self._values |= {form, quote(form, safe="")}
+                    self._values |= {json.dumps(form, ensure_ascii=plain)[1:-1] for plain in (True, False)}
             # The longest first: one secret may be the start of another.
             ordered = sorted(self._values, key=len, reverse=True)
             self._pattern = re.compile("|".join(map(re.escape, ordered)))

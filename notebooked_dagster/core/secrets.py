@@ -68,11 +68,21 @@ def _file(name: str) -> str:
         return Path(name).expanduser().read_text(encoding="utf-8").rstrip("\n")
     except OSError as error:
         raise ConfigError(f"The secret's file cannot be read: {error.strerror}.", path=name) from error
+    except UnicodeDecodeError:
+        # Which bytes it could not read is a part of the secret.
+        raise ConfigError("The secret's file is not text in UTF-8.", path=name) from None
 
 
 def _keyring(name: str) -> str:
     service, _, user = name.rpartition("/")
-    found = _package("keyring", "keyring").get_password(service, user)
+    keyring = _package("keyring", "keyring")
+    try:
+        found = keyring.get_password(service, user)
+    except keyring.errors.KeyringError as error:
+        raise CredentialsError(
+            f"The keyring cannot be read: {type(error).__name__}: {error}",
+            hint="Unlock it. A server without a desktop has none: `${file:…}` reads a file there.",
+        ) from error
     if found is None:
         raise ConfigError(
             f"The keyring has no {user!r} of {service!r}.", hint=f"keyring set {service} {user}"
@@ -81,8 +91,10 @@ def _keyring(name: str) -> str:
 
 
 def _aws(name: str) -> str:
-    client = _package("boto3", "notebooked-dagster[aws]").client("secretsmanager")
-    return _asked(name, lambda: str(client.get_secret_value(SecretId=name)["SecretString"]))
+    boto3 = _package("boto3", "notebooked-dagster[aws]")
+    return _asked(
+        name, lambda: str(boto3.client("secretsmanager").get_secret_value(SecretId=name)["SecretString"])
+    )
 
 
 def _gcp(name: str) -> str:

@@ -26,7 +26,8 @@ class Settings(BaseSettings):
             ``MLFLOW_TRACKING_URI`` is honoured where this is unset.
     """
 
-    model_config = SettingsConfigDict(env_prefix="NOTEBOOKED_", extra="ignore")
+    # Set to nothing, as compose files and CI do for what nobody set, is not set: an empty path would be the project's folder.
+    model_config = SettingsConfigDict(env_prefix="NOTEBOOKED_", extra="ignore", env_ignore_empty=True)
 
     project_root: Path = Field(default_factory=lambda: find_project_root(Path.cwd()))
     state_dir: Path | None = None

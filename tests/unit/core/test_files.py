@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import stat
@@ -24,6 +25,20 @@ def test_permissions_of_the_old_file_stay(tmp_path: Path) -> None:
     path.chmod(0o750)
     write_atomic(path, "new")
     assert stat.S_IMODE(path.stat().st_mode) == 0o750
+
+
+def test_the_umask_counts_and_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change = os.umask
+    before = change(0o027)
+    try:
+        # It is that of all threads.
+        monkeypatch.setattr(os, "umask", None)
+        write_atomic(tmp_path / "new", "x")
+        write_atomic(tmp_path / "own", "x", mode=0o600)
+    finally:
+        change(before)
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("new", "own")]
+    assert modes == [0o640, 0o600]
 
 
 def test_a_link_keeps_pointing_at_its_file(tmp_path: Path) -> None:

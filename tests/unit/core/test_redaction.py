@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -46,6 +49,21 @@ def test_of_an_address_only_the_password_is_a_secret() -> None:
     assert redactor.redact("db:5432 pw-12345 dagster") == f"db:5432 {MASK} dagster"
 
 
+def test_of_several_lines_each_is_masked_as_a_log_tells_them() -> None:
+    redactor = Redactor()
+    redactor.add("-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0B\nAQEFAASC\n-----END PRIVATE KEY-----")
+    assert redactor.redact("key: MIIEvQIBADANBgkqhkiG9w0B") == f"key: {MASK}"
+    assert redactor.redact("-----BEGIN PRIVATE KEY-----") == "-----BEGIN PRIVATE KEY-----"
+
+
+def test_a_password_is_masked_as_urls_and_json_write_it() -> None:
+    redactor = Redactor()
+    redactor.add("postgresql://u:p%C3%A4%22ss%40word@db/x")
+    plain = 'pä"ss@word'
+    for said in (plain, quote(plain), json.dumps(plain)[1:-1], json.dumps(plain, ensure_ascii=False)[1:-1]):
+        assert redactor.redact(said) == MASK
+
+
 def test_short_values_are_left_alone() -> None:
     redactor = Redactor()
     redactor.add("true")
@@ -56,6 +74,7 @@ def test_short_values_are_left_alone() -> None:
     ("name", "secret"),
     [
         ("API_TOKEN", True), ("AWS_SECRET_ACCESS_KEY", True), ("DB_PASSWORD", True), ("NOTEBOOKED_DATABASE_URL", True),
+        ("AZURE_STORAGE_KEY", True), ("STORAGE_CONNECTION_STRING", True), ("SLACK_WEBHOOK_URL", True), ("SSH_PASSPHRASE", True),
         ("AWS_ACCESS_KEY_ID", False), ("MAX_TOKENS", False), ("TOKENIZERS_PARALLELISM", False), ("TOKEN_FILE", False),
         ("PATH", False),
     ],
@@ -143,14 +162,37 @@ def test_secrets_manager_is_asked_once(tmp_path: Path) -> None:
             interpolate({"p": "${aws-secret:prod/none}"}, {})
 
 
-def test_without_credentials_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+@pytest.mark.parametrize("region", ["eu-central-1", ""])
+def test_without_credentials_or_a_region_it_says_so(monkeypatch: pytest.MonkeyPatch, region: str) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_REGION"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", region)
     with pytest.raises(CredentialsError, match="cannot be read"):
         secrets.fetch("aws-secret", "x")
+
+
+def test_a_keyring_that_is_locked_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    class KeyringError(Exception):
+        pass
+
+    def refuse(service: str, user: str) -> str:
+        raise KeyringError("No recommended backend was available.")
+
+    module = ModuleType("keyring")
+    module.get_password, module.errors = refuse, SimpleNamespace(KeyringError=KeyringError)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "keyring", module)
+    with pytest.raises(CredentialsError, match="No recommended backend"):
+        secrets.fetch("keyring", "service/user")
+
+
+def test_a_file_that_is_no_text_is_refused_without_a_byte_of_it(tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(b"\xff\xfesecret")
+    with pytest.raises(ConfigError, match="UTF-8") as caught:
+        secrets.fetch("file", str(tmp_path / "key"))
+    assert caught.value.__cause__ is None
 
 
 @pytest.mark.parametrize("scheme", ["gcp-secret", "azure-secret"])
