@@ -53,14 +53,19 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def data_hash(path: Path) -> str:
-    """A digest of a file, or of a folder's names and contents.
+    """A digest of a file, or of a folder's names and contents; what Python compiles of modules in it is no data.
 
     Above 2 GiB contents are told by size and time of change; the digest then starts with ``stat:``.
 
     Raises:
         OSError: It cannot be read.
     """
-    files = [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
+    found = (
+        item
+        for item in path.rglob("*")
+        if item.is_file() and "__pycache__" not in item.relative_to(path).parts
+    )
+    files = [path] if path.is_file() else sorted(found)
     by_content = sum(file.stat().st_size for file in files) <= _HASHED_UP_TO
     digest = hashlib.sha256()
     for file in files:

@@ -23,6 +23,19 @@ class TestLocal(ProviderContract):
     def experiment(self, tmp_path: Path) -> Experiment:
         return Experiment("sample", write_scripts(tmp_path / "scripts"))
 
+    def test_what_python_compiles_of_packages_is_kept_and_of_the_scripts_is_not(
+        self, provider, experiment, tmp_path: Path
+    ) -> None:
+        packages = tmp_path / "packages"
+        packages.mkdir()
+        (packages / "package.py").write_text("")
+        (experiment.scripts / "support.py").write_text("import package\n")
+        script = experiment.scripts / "train.py"
+        script.write_text(f"import support\n{script.read_text()}")
+        job = provider.train(dataclasses.replace(experiment, environment={"PYTHONPATH": str(packages)}))
+        assert list(packages.rglob("*.pyc"))
+        assert not list(Path(str(job.model_uri)).parent.rglob("*.pyc"))
+
     def test_an_endpoint_has_the_port_that_was_asked_for(self, provider, experiment) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

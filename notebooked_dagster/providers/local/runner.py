@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import sys
 import time
@@ -128,6 +129,9 @@ class Runner:
             trainer=True,
         )
         self._mask_log()
+        # Python keeps what it has compiled of packages for the next training. Of the scripts it is in nobody's way, but no result.
+        for cache in (self.folder / "code").rglob("__pycache__"):
+            shutil.rmtree(cache, ignore_errors=True)
         self.record.exit_code = ending.exit_code
         return outcome.judge(ending, self.spec, self.folder)
 

@@ -272,6 +272,8 @@ def test_lineage_of_a_repository(tmp_path):
 def test_data_hashes_follow_content_and_names(tmp_path):
     (tmp_path / "a").write_text("1")
     one, file_hash = data_hash(tmp_path), data_hash(tmp_path / "a")
+    (tmp_path / "__pycache__").mkdir()
+    (tmp_path / "__pycache__" / "module.pyc").write_text("made by whoever imported it")
     assert data_hash(tmp_path) == one
     (tmp_path / "a").rename(tmp_path / "b")
     assert data_hash(tmp_path) != one
