@@ -5,52 +5,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from notebooked_dagster.providers import circuits, spans
 from notebooked_dagster.providers.base import BaseProvider, Endpoint, Experiment
 
-
-class Hosting(Protocol):
-    """The endpoints of one account, region or workspace, as each cloud's ``hosting`` has them."""
-
-    def deploy(
-        self,
-        experiment: Experiment,
-        options: Any,
-        model_uri: str,
-        name: str,
-        *,
-        weight: int,
-        labels: Mapping[str, str],
-        tracking_uri: str | None,
-    ) -> Endpoint:
-        """Serve a model with an experiment's ``options.endpoint``."""
-
-    def predict(self, name: str, data: Any) -> Any:
-        """Ask an endpoint."""
-
-    def delete(self, name: str) -> list[str]:
-        """Remove an endpoint; what is left on purpose, as sentences."""
-
-    def all(self) -> list[Endpoint]:
-        """All of ours, by name."""
-
-    def get(self, name: str) -> Endpoint:
-        """One endpoint."""
-
-    def input_example(self, endpoint: Endpoint) -> Any:
-        """What its model was saved with as an example of its input."""
-
-    def traffic(self, name: str, weights: Mapping[str, int]) -> Endpoint:
-        """Set each version's share."""
-
-    def rollback(self, name: str) -> Endpoint:
-        """Serve the previous version again."""
+from .hosting import CloudHosting
 
 
 class CloudEndpoints(BaseProvider):
-    """Serving, by a ``Hosting``."""
+    """Serving, by a ``CloudHosting``."""
 
     state: Path
     _tracking_uri: str | None
@@ -62,7 +26,7 @@ class CloudEndpoints(BaseProvider):
 
     @property
     @abstractmethod
-    def _hosting(self) -> Hosting:
+    def _hosting(self) -> CloudHosting[Any, Any]:
         """The cloud's endpoints; made when it is first asked for."""
 
     @abstractmethod

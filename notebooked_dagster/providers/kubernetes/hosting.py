@@ -7,7 +7,6 @@ InferenceService (``kserve``) where ``options.endpoint.operator`` says so; the S
 from __future__ import annotations
 
 import contextlib
-import json
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,14 +16,12 @@ from notebooked_dagster.config.kubernetes import KubernetesEndpoint
 from notebooked_dagster.errors import (
     ConfigError,
     DeploymentError,
-    EndpointNotFoundError,
-    InvalidInputError,
     NotebookedError,
     ProviderError,
 )
-from notebooked_dagster.providers.base import Endpoint, EndpointStatus, Experiment
+from notebooked_dagster.providers.base import Endpoint, EndpointStatus
 from notebooked_dagster.providers.cloud import serving
-from notebooked_dagster.providers.cloud.serving import InputCheck
+from notebooked_dagster.providers.cloud.hosting import CloudHosting, Wanted
 
 from . import manifests
 from .deployments import Deployments
@@ -33,10 +30,10 @@ from .manifests import ENDPOINT, OPERATOR, kube_name
 from .pods import OURS
 from .session import KubeError, KubeSession, translated
 from .storage import ObjectStore
-from .versions import Backend, State, Versions, check_name, is_ours
+from .versions import NAME, Backend, State, Versions, is_ours
 
 
-class Hosting:
+class Hosting(CloudHosting[State, KubernetesEndpoint]):
     """The endpoints of one namespace.
 
     Args:
@@ -49,6 +46,10 @@ class Hosting:
         pull_from: Secrets that images are pulled with.
     """
 
+    provider, cloud, scheme = "kubernetes", "Kubernetes", "s3://"
+    names = NAME
+    names_are = "lower-case letters, digits and hyphens, at most 50 of them"
+
     def __init__(
         self,
         session: KubeSession,
@@ -60,13 +61,12 @@ class Hosting:
         service_account: str | None,
         pull_from: Sequence[str],
     ) -> None:
+        super().__init__(store, state, poll=min(poll, 2.0))
         self._session = session
-        self._store = store
         self._versions = Versions(
             session,
             store,
-            state / "models",
-            poll=min(poll, 2.0),
+            poll=self._poll,
             image=image,
             service_account=service_account,
             pull_from=pull_from,
@@ -75,13 +75,8 @@ class Hosting:
         self._kserve = InferenceServices(self._versions)
         # Who runs an endpoint, for requests: as it was when it was last looked at.
         self._backends: dict[str, Backend] = {}
-        self._input = InputCheck(self._champion_document)
 
     # Asking
-
-    def get(self, name: str) -> Endpoint:
-        """One endpoint. Raises EndpointNotFoundError."""
-        return self._view(self._state(name))
 
     def all(self) -> list[Endpoint]:
         """All of ours, by name."""
@@ -96,12 +91,6 @@ class Hosting:
         ]
         return [self._view(state) for state in sorted(states, key=lambda state: state.name)]
 
-    def input_example(self, endpoint: Endpoint) -> Any:
-        """What the model that gets most of the traffic was saved with as an example of its input."""
-        served = max(endpoint.deployments, key=lambda item: item.weight, default=None)
-        found = self._versions.document(endpoint.name, served.version) if served else {}
-        return found.get("input_example")
-
     def logs(self, name: str, version: str | None) -> Iterator[str]:
         """What the pods of a version printed, line by line; of the champion where None."""
         state = self._state(name)
@@ -113,10 +102,7 @@ class Hosting:
             )
         yield from self._versions.lines(name, wanted)
 
-    def predict(self, name: str, data: Any) -> Any:
-        """Ask an endpoint. Raises InvalidInputError, EndpointNotFoundError, ProviderError."""
-        body = json.dumps(data).encode()
-        self._input.check(name, body)
+    def _answer(self, name: str, body: bytes) -> Any:
         with translated(f"Endpoint {name!r} cannot be asked"):
             try:
                 text = self._backends.get(name, self._deployments).ask(name, body)
@@ -125,16 +111,13 @@ class Hosting:
                     self._forget(name)
                     raise self._unknown(name) from error
                 if not error.reason:
-                    raise _model_error(name, error) from error
+                    where = f"`notebooked logs {name} --endpoint` shows what its pods printed."
+                    raise serving.model_error(name, error.code, error.message.strip(), where) from error
                 raise
-        try:
-            return json.loads(text)
-        except ValueError as error:
-            raise ProviderError(f"Endpoint {name!r} did not answer with JSON: {text[:200]!r}.") from error
+        return serving.parsed(name, text)
 
-    def _champion_document(self, name: str) -> Mapping[str, Any]:
-        state = self._state(name)
-        return state.documents.get(state.roles.get("champion", ""), {})
+    def _id(self, name: str) -> str:
+        return kube_name(name)
 
     def _forget(self, name: str) -> None:
         self._input.forget(name)
@@ -149,7 +132,7 @@ class Hosting:
             return self._versions.state(service, self._versions.held(backend.kind, name))
 
     def _state(self, name: str) -> State:
-        check_name(name)
+        self._check_name(name)
         found = self._before(name)
         if found is None:
             raise self._unknown(name)
@@ -175,28 +158,10 @@ class Hosting:
         deployments = serving.deployments(state.roles, state.weights, state.documents, statuses)
         return Endpoint(state.name, "kubernetes", backend.url(state), status, deployments, message)
 
-    def _unknown(self, name: str) -> EndpointNotFoundError:
-        return EndpointNotFoundError(
-            f"There is no endpoint {name!r} at provider 'kubernetes'.",
-            hint="`notebooked endpoints --provider kubernetes` lists what there is.",
-        )
-
     # Changing
 
-    def deploy(
-        self,
-        experiment: Experiment,
-        options: KubernetesEndpoint,
-        model_uri: str,
-        name: str,
-        *,
-        weight: int,
-        labels: Mapping[str, str],
-        tracking_uri: str | None,
-    ) -> Endpoint:
-        """Serve a model; see ``BaseProvider.deploy``."""
-        check_name(name)
-        serving.check_weight(weight)
+    def _deploy(self, wanted: Wanted[KubernetesEndpoint]) -> Endpoint:
+        name, options, weight = wanted.name, wanted.options, wanted.weight
         before = self._before(name)
         backend = self._backend(options.operator)
         if before is not None and self._of(before) is not backend:
@@ -207,15 +172,13 @@ class Hosting:
             )
         backend.check(name, options, before, weight)
         known = before.roles if before is not None else {}
-        folder = self._versions.model(model_uri, tracking_uri)
+        folder = self._folder(wanted)
         version = ""
         try:
-            joins = weight < 100 and "champion" in known
-            version = self._versions.reserve(backend, experiment, options, name, before, joins=joins)
+            version = self._versions.reserve(backend, wanted, before)
             roles = serving.roles_after(known, version, weight)
-            document = self._versions.prepare(
-                backend, experiment, options, folder, model_uri, name, version, labels
-            )
+            facts = self._versions.prepare(backend, wanted, folder, version)
+            document = self._described(wanted, folder, version, **facts)
             backend.roll_out(name, before, version, weight, roles, options, document)
         except BaseException:
             if version:
@@ -235,20 +198,17 @@ class Hosting:
         self._of(state).rollback(state, roles)
         return self._tidied(name, None)
 
-    def traffic(self, name: str, weights: Mapping[str, int]) -> Endpoint:
-        """Set each version's share."""
-        state = self._state(name)
-        serving.check_shares(name, weights, state.weights)
+    def _share_out(self, state: State, weights: Mapping[str, int]) -> Endpoint:
         self._of(state).traffic(state, weights)
-        return self._tidied(name, None)
+        return self._tidied(state.name, None)
 
     def delete(self, name: str) -> list[str]:
         """Remove an endpoint and all that was made for it."""
-        check_name(name)
-        stored = self._versions.stored(name)
+        self._check_name(name)
+        stored = self._stored(name)
         with translated(f"Endpoint {name!r} cannot be looked at"):
             service = self._session.get("services", kube_name(name))
-        documents = [self._versions.document(name, version) for version in stored]
+        documents = [self._document(name, str(version)) for version in stored]
         operators = {manifests.marks(service).get(OPERATOR)} if service is not None else set()
         # Its Service may be gone already, where a deletion was cut off.
         operators = operators or {item.get(OPERATOR) for item in documents}
@@ -265,15 +225,14 @@ class Hosting:
             # First what leads to the versions; an Ingress belongs to the Service.
             self._session.delete("services", kube_name(name))
             backend.remove(name)
-        if self._versions.waited(left, operator.not_, 300):
+        if self._waited(left, operator.not_, 300):
             raise ProviderError(
                 f"Kubernetes has not removed the pods of endpoint {name!r} in 300 s.",
                 hint="Delete it again; `kubectl describe` tells what they wait for.",
             )
-        self._store.remove_below(self._versions.place(name))
+        self._storage.remove_below(self._place(name))
         self._forget(name)
-        kept = sorted({str(item.get("model_uri")) for item in documents} - {"None", ""})
-        return [f"The model {uri} is kept." for uri in kept]
+        return self._gone(name, documents)
 
     def _withdraw(self, backend: Backend, name: str, version: str, before: State | None) -> None:
         """Remove what a deployment that failed made; what is served stays."""
@@ -282,7 +241,7 @@ class Hosting:
             if now is not None and version in now.roles.values():
                 return  # it serves: what failed came after that
             backend.withdraw(name, version, before, now)
-            self._store.remove_below(self._versions.place(name, version))
+            self._storage.remove_below(self._place(name, version))
 
     def _tidied(self, name: str, version: str | None) -> Endpoint:
         """Take down what neither serves nor is kept, and say what is left.
@@ -301,19 +260,7 @@ class Hosting:
                 if other not in kept and int(other) <= newest:
                     with translated(f"Version {other} of endpoint {name!r} cannot be taken down"):
                         self._session.delete(backend.kind, item["metadata"]["name"])
-                    self._store.remove_below(self._versions.place(name, other))
+                    self._storage.remove_below(self._place(name, other))
                 elif other == state.roles.get("previous"):
                     backend.retire(state, other)
         return self.get(name)
-
-
-def _model_error(name: str, error: KubeError) -> NotebookedError:
-    details = {"status": error.code, "endpoint": name}
-    said = error.message.strip()[:2000]
-    if 400 <= error.code < 500:
-        return InvalidInputError(f"Endpoint {name!r} refused the input: {said}", details=details)
-    return ProviderError(
-        f"Endpoint {name!r} failed to answer: {said}",
-        hint=f"`notebooked logs {name} --endpoint` shows what its pods printed.",
-        details=details,
-    )

@@ -14,17 +14,17 @@ import re
 import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import httpx
 
 from notebooked_dagster.config.kubernetes import KubernetesEndpoint
-from notebooked_dagster.errors import ConfigError, DeploymentConflictError, DeploymentError
-from notebooked_dagster.providers.base import EndpointStatus, Experiment
+from notebooked_dagster.errors import DeploymentConflictError, DeploymentError
+from notebooked_dagster.providers.base import EndpointStatus
 from notebooked_dagster.providers.cloud import serving
-from notebooked_dagster.providers.cloud.package import unpack
+from notebooked_dagster.providers.cloud.hosting import EndpointState, Wanted
 from notebooked_dagster.providers.cloud.serving import ROLES, conflict
 from notebooked_dagster.providers.cloud.waiting import until
 from notebooked_dagster.providers.failures import find_traceback, remapped_traceback
@@ -38,30 +38,22 @@ from .storage import ObjectStore
 
 T = TypeVar("T")
 log = logging.getLogger("notebooked.providers.kubernetes")
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,48}[a-z0-9]|[a-z0-9]")
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,48}[a-z0-9]|[a-z0-9]")
 # A container that ended this often while it started will not get up.
 _CRASHES = 2
 
 
-@dataclass(frozen=True, slots=True)
-class State:
-    """An endpoint as the cluster and our descriptions have it now.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State(EndpointState):
+    """An endpoint as the cluster and our descriptions have it now; of ``weights``, a version may be meant to have none for a while.
 
     Attributes:
-        name: As the user calls it.
         service: The Service.
-        roles: Version by role.
-        weights: Share of the traffic in percent, by version that has some, or is meant to have none for a while.
         running: What holds each version in the cluster.
-        documents: Our description of each version that has a role.
     """
 
-    name: str
     service: Mapping[str, Any]
-    roles: Mapping[str, str]
-    weights: Mapping[str, int]
     running: Mapping[str, Mapping[str, Any]]
-    documents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class Backend(Protocol):
@@ -127,7 +119,6 @@ class Versions:
     Args:
         session: The cluster.
         store: Our folder of the object store.
-        models: Where fetched models are kept.
         poll: Seconds between two looks.
         image: The container, where the options name none.
         service_account: That pods run under.
@@ -138,7 +129,6 @@ class Versions:
         self,
         session: KubeSession,
         store: ObjectStore,
-        models: Path,
         *,
         poll: float,
         image: str,
@@ -147,7 +137,6 @@ class Versions:
     ) -> None:
         self.session = session
         self.store = store
-        self._models = models
         self._poll = poll
         self._image = image
         self._service_account = service_account
@@ -257,37 +246,13 @@ class Versions:
         """The description of a version; empty where there is none."""
         return self.store.document(self.place(name, version, "deployment.json")) or {}
 
-    def stored(self, name: str) -> set[str]:
-        """The versions of which something is in our folder."""
-        start = self.place(name)
-        pattern = re.compile(rf"{re.escape(start)}/v(\d+)/")
-        return {match[1] for uri in self.store.names(start) if (match := pattern.match(uri))}
-
-    def model(self, uri: str, tracking_uri: str | None) -> Path:
-        """A model's folder on this machine."""
-        return serving.model_folder(uri, "s3://", self._models, self._fetch, tracking_uri)
-
-    def _fetch(self, uri: str, target: Path) -> None:
-        with tempfile.TemporaryDirectory() as temporary:
-            archive = Path(temporary) / "model.tar.gz"
-            self.store.fetch(uri, archive)
-            unpack(archive, target)
-
     def held(self, kind: str, name: str) -> list[dict[str, Any]]:
         """The objects that hold the versions of an endpoint."""
         return self.session.list(kind, f"{OURS},{ENDPOINT}={kube_name(name)}")
 
-    def reserve(
-        self,
-        backend: Backend,
-        experiment: Experiment,
-        options: KubernetesEndpoint,
-        name: str,
-        before: State | None,
-        *,
-        joins: bool,
-    ) -> str:
+    def reserve(self, backend: Backend, wanted: Wanted[KubernetesEndpoint], before: State | None) -> str:
         """The next version's number, taken by its object without any pods: nobody else gets it."""
+        name, joins = wanted.name, wanted.weight < 100 and before is not None and "champion" in before.roles
         with translated(f"Endpoint {name!r} cannot be deployed"):
             known = [int(item["metadata"]["labels"][VERSION]) for item in self.held(backend.kind, name)]
             known += [int(version) for version in before.roles.values()] if before else []
@@ -296,12 +261,12 @@ class Versions:
             manifest = backend.manifest(
                 name,
                 version,
-                options,
+                wanted.options,
                 beside=before if joins else None,
                 image=self._image,
                 store=self.store,
                 model=self.place(name, version, "model.tar.gz"),
-                environment=experiment.environment,
+                environment=wanted.experiment.environment,
                 service_account=self._service_account,
                 pull_from=self._pull_from,
                 nonce=nonce,
@@ -314,38 +279,21 @@ class Versions:
         return version
 
     def prepare(
-        self,
-        backend: Backend,
-        experiment: Experiment,
-        options: KubernetesEndpoint,
-        folder: Path,
-        model_uri: str,
-        name: str,
-        version: str,
-        labels: Mapping[str, str],
+        self, backend: Backend, wanted: Wanted[KubernetesEndpoint], folder: Path, version: str
     ) -> dict[str, Any]:
-        """Archive and description of a version."""
+        """Send the archive of a version; what its description has to tell beside what all have."""
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary) / "model.tar.gz"
-            serving.pack(experiment, folder, path)
-            self.store.upload(path, self.place(name, version, "model.tar.gz"))
-        scaling = options.autoscaling
-        document = serving.description(
-            experiment,
-            folder,
-            model_uri,
-            version,
-            labels,
-            image=options.image or self._image,
-            replicas=scaling.min if scaling is not None else options.replicas,
-            scaled=scaling is not None,
-            health_timeout=options.health_timeout,
+            serving.pack(wanted.experiment, folder, path)
+            self.store.upload(path, self.place(wanted.name, version, "model.tar.gz"))
+        options, scaling = wanted.options, wanted.options.autoscaling
+        return {
+            "image": options.image or self._image,
+            "replicas": scaling.min if scaling is not None else options.replicas,
+            "scaled": scaling is not None,
+            "health_timeout": options.health_timeout,
             **backend.facts(options),
-        )
-        self.store.write(
-            self.place(name, version, "deployment.json"), json.dumps(document, indent=1).encode()
-        )
-        return document
+        }
 
     # Pods
 
@@ -433,20 +381,10 @@ class Versions:
                 ) from error
 
 
-def check_name(name: str) -> None:
-    """Raise ConfigError where Kubernetes cannot take a name."""
-    if not _NAME.fullmatch(name):
-        raise ConfigError(
-            f"{name!r} cannot be the name of an endpoint at Kubernetes.",
-            key="endpoint.name",
-            hint="Use lower-case letters, digits and hyphens, at most 50 of them.",
-        )
-
-
 def is_ours(service: Mapping[str, Any], name: str) -> bool:
     """Whether a Service is the endpoint of that name."""
     marked = manifests.marks(service).get(ENDPOINT) == name
-    return marked and bool(_NAME.fullmatch(name)) and service["metadata"]["name"] == kube_name(name)
+    return marked and bool(NAME.fullmatch(name)) and service["metadata"]["name"] == kube_name(name)
 
 
 def pods_of(document: Mapping[str, Any]) -> int:
