@@ -39,6 +39,7 @@ from notebooked_dagster.providers.cloud.serving import (
     roles_after,
     roles_back,
     serving_code,
+    unready,
 )
 from notebooked_dagster.providers.cloud.waiting import OutOfReachError
 
@@ -459,7 +460,7 @@ class Hosting(CloudHosting[State, AzureEndpoint]):
         if state == "Succeeded":
             return
         reason = self._session.outcome(operation, what=what) or state or "it is gone"
-        raise self._unready(
+        raise unready(
             name,
             reason,
             serves=False,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from notebooked_dagster.core.retrying import budget_of
-from notebooked_dagster.errors import ConfigError, DeploymentError, EndpointNotFoundError
+from notebooked_dagster.errors import ConfigError, EndpointNotFoundError
 from notebooked_dagster.providers.base import Endpoint, Experiment
 from notebooked_dagster.providers.failures import find_traceback, remapped_traceback
 
@@ -263,12 +263,6 @@ class CloudHosting(ABC, Generic[StateT, OptionsT]):
             if said := self._busy(error):
                 raise conflict(name, said) from error
             raise
-
-    def _unready(self, name: str, reason: str, *, serves: bool, hint: str, traceback: str) -> DeploymentError:
-        """The error of a version that never got ready; ``serves`` where another one does."""
-        said = " It serves what it served before." if serves else ""
-        text = f"Endpoint {name!r} did not become healthy: {reason.rstrip('.')}.{said}"
-        return DeploymentError(f"{text}\n{traceback}".rstrip(), hint=hint, details={"reason": reason})
 
     def _waited(self, look: Callable[[], T], done: Callable[[T], bool], timeout: float | None = None) -> T:
         """Look until that is the end of it, or for ``timeout`` seconds; an outage of the cloud is waited out."""

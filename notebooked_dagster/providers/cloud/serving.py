@@ -236,6 +236,13 @@ def model_error(name: str, status: int, said: str, hint: str) -> NotebookedError
     return ProviderError(f"Endpoint {name!r} failed to answer: {said[:2000]}", hint=hint, details=details)
 
 
+def unready(name: str, reason: str, *, serves: bool, hint: str, traceback: str) -> DeploymentError:
+    """A version that never got ready; ``serves`` where another one goes on serving."""
+    said = " It serves what it served before." if serves else ""
+    text = f"Endpoint {name!r} did not become healthy: {reason.rstrip('.')}.{said}"
+    return DeploymentError(f"{text}\n{traceback}".rstrip(), hint=hint, details={"reason": reason})
+
+
 def conflict(name: str, reason: str) -> DeploymentConflictError:
     """Somebody else is at it."""
     return DeploymentConflictError(

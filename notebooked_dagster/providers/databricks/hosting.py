@@ -447,7 +447,7 @@ class Hosting(CloudHosting[State, DatabricksEndpoint]):
 
     def _unhealthy(self, name: str, version: str | None, reason: str) -> DeploymentError:
         before = self._before(name)
-        return self._unready(
+        return serving.unready(
             name,
             reason,
             serves=before is not None and before.ready,

@@ -15,8 +15,6 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import httpx
-
 from notebooked_dagster.config.kubernetes import KubernetesEndpoint
 from notebooked_dagster.errors import ConfigError
 from notebooked_dagster.providers.base import EndpointStatus
@@ -156,16 +154,12 @@ class Deployments:
     def ask(self, name: str, body: bytes) -> bytes:
         """Through the API server's proxy, which needs no way into the cluster."""
         path = f"{self._proxy(name)}/invocations"
-        for attempt in (1, 2):
-            try:
-                return self._session.send("POST", path, content=body).content
-            except (KubeError, httpx.TransportError) as error:
-                # What the model itself answers is no trouble of the cluster's.
-                own = isinstance(error, KubeError) and not error.reason
-                if attempt == 2 or own or not self._session.is_worth_another(error):
-                    raise
-            self._session.back_off(attempt)
-        raise AssertionError  # the second attempt raises
+        # What the model itself answers is no trouble of the cluster's.
+        return self._session.again(
+            lambda: self._session.send("POST", path, content=body),
+            attempts=2,
+            unless=lambda error: isinstance(error, KubeError) and not error.reason,
+        ).content
 
     def _proxy(self, name: str) -> str:
         return self._session.path("services", f"{kube_name(name)}:http", "proxy")

@@ -189,16 +189,15 @@ class InferenceServices:
 
     def ask(self, name: str, body: bytes) -> bytes:
         """Through KServe's ingress, which knows the endpoint by the host's name."""
-        for attempt in (1, 2):
-            try:
-                return self._post(name, body)
-            except (KubeError, httpx.TransportError) as error:
-                passing = not isinstance(error, KubeError) or error.code in _GATEWAY
-                if attempt == 2 or not passing or not self._session.is_worth_another(error):
-                    self._addresses.pop(name, None)
-                    raise
-            self._session.back_off(attempt)
-        raise AssertionError  # the second attempt raises
+        try:
+            return self._session.again(
+                lambda: self._post(name, body),
+                attempts=2,
+                unless=lambda error: isinstance(error, KubeError) and error.code not in _GATEWAY,
+            )
+        except (KubeError, httpx.TransportError):
+            self._addresses.pop(name, None)
+            raise
 
     def _post(self, name: str, body: bytes) -> bytes:
         address, host = self._address(name)

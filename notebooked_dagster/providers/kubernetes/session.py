@@ -11,31 +11,27 @@ import os
 import re
 import ssl
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
-from importlib import import_module
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 import httpx
 
-from notebooked_dagster.core import retrying, tracing
+from notebooked_dagster.core import tracing
 from notebooked_dagster.errors import (
     ConfigError,
     CredentialsError,
-    MissingPackageError,
     NotebookedError,
     ProviderError,
     QuotaError,
 )
+from notebooked_dagster.providers.cloud.session import CloudSession, sdk, sentence
 from notebooked_dagster.providers.cloud.waiting import OutOfReachError
 
 T = TypeVar("T")
-# Short trouble is waited out here; longer trouble is for whoever waits for the job.
-_ATTEMPTS = 4
 TIMEOUT = 60.0
 _PAGE = 500
 _GROUPS: Mapping[str, str] = {
@@ -64,7 +60,7 @@ class KubeError(Exception):
         self.code, self.reason, self.message = code, reason, message
 
 
-class KubeSession:
+class KubeSession(CloudSession):
     """One namespace of one cluster.
 
     Args:
@@ -77,11 +73,10 @@ class KubeSession:
     def __init__(
         self, context: str | None, kubeconfig: str | None, namespace: str | None, pause: float = 0.5
     ) -> None:
+        super().__init__("kubernetes", transient, pause)
         self._context = context
         self._kubeconfig = kubeconfig
         self._namespace = namespace
-        self._pause = pause
-        self.budget = retrying.budget_of("kubernetes")
         self._making = threading.RLock()
         self._made: tuple[Any, httpx.Client] | None = None
 
@@ -314,34 +309,9 @@ class KubeSession:
             if error.code != 404 and not (uid and error.code == 409):
                 raise
 
-    def again(self, call: Callable[[], T]) -> T:
-        """Make a call that may be made twice; short trouble is waited out."""
-        return retrying.again(
-            call,
-            when=lambda error: isinstance(error, Exception) and transient(error),
-            budget=self.budget,
-            attempts=_ATTEMPTS,
-            base=2 * self._pause,
-        )
 
-    def is_worth_another(self, error: Exception) -> bool:
-        """Whether a call that failed so may be made once more; that takes a retry of the budget."""
-        return transient(error) and self.budget.take()
-
-    def back_off(self, attempt: int) -> None:
-        """Wait before a call is made once more, ``attempt`` times having failed."""
-        time.sleep(retrying.wait(attempt, 2 * self._pause))
-
-
-def package(name: str) -> Any:
-    """A module of the official client. Raises MissingPackageError."""
-    try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        raise MissingPackageError(
-            f"Provider 'kubernetes' needs the package {error.name!r}, which is not installed.",
-            hint="`pip install 'notebooked-dagster[kubernetes]'`.",
-        ) from error
+# A module of the official client. Raises MissingPackageError.
+package = partial(sdk, provider="kubernetes", extra="kubernetes")
 
 
 def _refusal(reply: httpx.Response) -> KubeError:
@@ -374,14 +344,14 @@ def translated(what: str) -> Iterator[None]:
         raise from_kube_error(what, error) from error
     except httpx.TransportError as error:
         raise OutOfReachError(
-            _sentence(what, str(error) or type(error).__name__),
+            sentence(what, str(error) or type(error).__name__),
             hint="Check the network, and kubernetes.context.",
         ) from error
 
 
 def from_kube_error(what: str, error: KubeError) -> NotebookedError:
     """An error that the API server answered with, as ours."""
-    text, code, message = _sentence(what, error.message), error.code, error.message
+    text, code, message = sentence(what, error.message), error.code, error.message
     details = {"code": code, "reason": error.reason}
     if code == 401:
         return CredentialsError(
@@ -423,7 +393,3 @@ def _forbidden(text: str, message: str, details: Mapping[str, Any]) -> Notebooke
     return CredentialsError(
         text, hint=f"{named}`notebooked plan --policy` prints the whole role.", details=details
     )
-
-
-def _sentence(what: str, said: str) -> str:
-    return f"{what}: {' '.join(said.split()).rstrip('.')}."

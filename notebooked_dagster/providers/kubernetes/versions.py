@@ -329,12 +329,12 @@ class Versions:
 
     def unhealthy(self, name: str, version: str, reason: str, *, serves: bool) -> DeploymentError:
         """That a version does not become ready, with its traceback."""
-        said = " It serves what it served before." if serves else ""
-        message = f"Endpoint {name!r} did not become healthy: {reason.rstrip('.')}.{said}"
-        return DeploymentError(
-            f"{message}\n{self._traceback(name, version)}".rstrip(),
+        return serving.unready(
+            name,
+            reason,
+            serves=serves,
             hint="See options.endpoint: image, memory, health_timeout; `kubectl describe pod` tells the events.",
-            details={"reason": reason},
+            traceback=self._traceback(name, version),
         )
 
     def _traceback(self, name: str, version: str) -> str:

@@ -407,7 +407,7 @@ class Hosting(CloudHosting[State, SageMakerEndpoint]):
         state = self._waited(lambda: self._state(name), lambda seen: seen.status not in _MOVING)
         if state.status == "InService" and state.config == config:
             return state
-        raise self._unready(
+        raise serving.unready(
             name,
             state.reason or state.status,
             serves=state.status == "InService",

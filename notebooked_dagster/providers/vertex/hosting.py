@@ -519,7 +519,7 @@ class Hosting(CloudHosting[State, VertexEndpoint]):
             entries, _ = entries_since(self._session, endpoint_filter(google_name(name), version), began)
             return "\n".join(map(text_of, entries))
 
-        return self._unready(
+        return serving.unready(
             name,
             reason,
             serves=before is not None and any(before.weights.values()),
