@@ -5,21 +5,19 @@ from __future__ import annotations
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from notebooked_dagster.config.values import is_secret
-from notebooked_dagster.errors import EndpointNotFoundError, NotebookedError
+from notebooked_dagster.errors import CredentialsError, EndpointNotFoundError, NotebookedError
 from notebooked_dagster.providers.arguments import data_location, is_url
 from notebooked_dagster.providers.base import BaseProvider, Experiment, PlanItem
 
+from .storage import CloudStorage
+
 if TYPE_CHECKING:
     from .provider import CloudProvider
-
-
-class _Storage(Protocol):
-    def uri(self, *parts: str) -> str:
-        """The address of something in our folder."""
 
 
 def sent_files(provider: CloudProvider, experiment: Experiment) -> dict[str, int]:
@@ -37,7 +35,7 @@ def sent_files(provider: CloudProvider, experiment: Experiment) -> dict[str, int
     return found
 
 
-def sent_data(storage: _Storage, data: str | None) -> str | None:
+def sent_data(storage: CloudStorage, data: str | None) -> str | None:
     """Where a job would find its data."""
     if data is None or is_url(data):
         return data
@@ -88,6 +86,59 @@ def python_item(where: str, python: tuple[int, ...] | None, hint: str) -> PlanIt
         f"The requirements were pinned on another Python than the {where}'s {version}; some may not install there.",
         f"Run Dagster on that Python, or name a {hint}.",
     )
+
+
+def asked(
+    what: str,
+    question: Callable[[], Any],
+    *,
+    translated: Callable[[str], AbstractContextManager[None]],
+    code_of: Callable[[Exception], int],
+    message_of: Callable[[Exception], str] = str,
+) -> Any:
+    """An answer, or what is to be said of there being none.
+
+    Args:
+        what: What is looked at, as the start of a sentence.
+        question: Asks the cloud.
+        translated: The cloud's errors as ours.
+        code_of: The HTTP status of one of the cloud's own.
+        message_of: Its words.
+    """
+    try:
+        with translated(what):
+            try:
+                return question()
+            except Exception as error:
+                if code_of(error) in (403, 501):
+                    return PlanItem("unknown", f"{what} cannot be looked at: {message_of(error)}")
+                if code_of(error) == 404:
+                    return PlanItem("missing", f"{what}: {message_of(error)}")
+                raise
+    except CredentialsError as error:
+        return PlanItem("missing", f"The credentials cannot be used: {error.message}", error.hint or "")
+    except NotebookedError as error:
+        return PlanItem("unknown", error.message, error.hint or "")
+
+
+def last_items(
+    provider: CloudProvider,
+    data: str | None,
+    endpoint_name: str | None,
+    path: Callable[[str], str] = str,
+) -> Iterator[PlanItem]:
+    """Whether the data is there, where it is in the cloud already, and the endpoint, where one is named.
+
+    Args:
+        provider: Whose they are.
+        data: A file or folder of this machine, an address of the cloud's, or None.
+        endpoint_name: The endpoint's.
+        path: An address as the provider's storage takes it.
+    """
+    if data is not None and is_url(data):
+        yield data_item(data, lambda: provider.storage.holds(path(data)))
+    if endpoint_name is not None:
+        yield endpoint_item(provider, endpoint_name)
 
 
 def data_item(data: str, holds: Callable[[], bool]) -> PlanItem:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from notebooked_dagster.config.databricks import DatabricksTraining
-from notebooked_dagster.errors import CredentialsError, NotebookedError
+from notebooked_dagster.errors import NotebookedError
 from notebooked_dagster.providers.arguments import data_location, is_url
 from notebooked_dagster.providers.base import Experiment, Plan, PlanItem
 from notebooked_dagster.providers.cloud.plan import (
-    data_item,
-    endpoint_item,
+    asked,
+    last_items,
     price_facts,
     python_item,
     sent_files,
@@ -130,29 +131,10 @@ def _looked(
 ) -> list[PlanItem]:
     items = [_volume(provider), *_grants(provider, principal, endpoint_name is not None)]
     items += _compute(provider, spec, options)
-    if data is not None and is_url(data):
-        items.append(data_item(data, lambda: provider.storage.holds(volume_path(data))))
-    if endpoint_name is not None:
-        items.append(endpoint_item(provider, endpoint_name))
-    return items
+    return [*items, *last_items(provider, data, endpoint_name, volume_path)]
 
 
-def _ask(what: str, question: Callable[[], Any]) -> Any:
-    """An answer, or what is to be said of there being none."""
-    try:
-        with translated(what):
-            try:
-                return question()
-            except Exception as error:
-                if code_of(error) in (403, 501):
-                    return PlanItem("unknown", f"{what} cannot be looked at: {error}")
-                if code_of(error) == 404:
-                    return PlanItem("missing", f"{what}: {error}")
-                raise
-    except CredentialsError as error:
-        return PlanItem("missing", f"The credentials cannot be used: {error.message}", error.hint or "")
-    except NotebookedError as error:
-        return PlanItem("unknown", error.message, error.hint or "")
+_ask = partial(asked, translated=translated, code_of=code_of)
 
 
 def _volume(provider: DatabricksProvider) -> PlanItem:

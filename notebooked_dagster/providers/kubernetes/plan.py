@@ -14,8 +14,7 @@ from notebooked_dagster.errors import ConfigError, NotebookedError
 from notebooked_dagster.providers.arguments import data_location, is_url
 from notebooked_dagster.providers.base import Experiment, Plan, PlanItem
 from notebooked_dagster.providers.cloud.plan import (
-    data_item,
-    endpoint_item,
+    last_items,
     mask_container,
     sent_data,
     sent_files,
@@ -133,10 +132,7 @@ def _looked(
         yield from _account(provider)
         yield from _quota(provider, request)
     yield from _store(provider)
-    if data is not None and is_url(data):
-        yield data_item(data, lambda: provider.storage.holds(data))
-    if endpoint_name is not None:
-        yield endpoint_item(provider, endpoint_name)
+    yield from last_items(provider, data, endpoint_name)
 
 
 def _operator(provider: KubernetesProvider, kind: str, what: str, missing: ConfigError) -> PlanItem:

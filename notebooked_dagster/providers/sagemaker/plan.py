@@ -10,8 +10,7 @@ from notebooked_dagster.errors import NotebookedError
 from notebooked_dagster.providers.arguments import data_location, is_url
 from notebooked_dagster.providers.base import Experiment, Plan, PlanItem
 from notebooked_dagster.providers.cloud.plan import (
-    data_item,
-    endpoint_item,
+    last_items,
     masked,
     price_facts,
     python_item,
@@ -118,10 +117,7 @@ def _looked(
     policy = _callers(provider, str(identity["Account"]), scaled)
     yield from _permissions(provider, str(identity["Arn"]), policy)
     yield from _quota(provider, request)
-    if data is not None and is_url(data):
-        yield data_item(data, lambda: provider.storage.holds(data))
-    if endpoint_name is not None:
-        yield endpoint_item(provider, endpoint_name)
+    yield from last_items(provider, data, endpoint_name)
 
 
 def _ask(what: str, question: Callable[[], Any]) -> Any:

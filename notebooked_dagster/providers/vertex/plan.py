@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from notebooked_dagster.errors import CredentialsError, NotebookedError
+from notebooked_dagster.errors import NotebookedError
 from notebooked_dagster.providers.arguments import data_location, is_url
 from notebooked_dagster.providers.base import Experiment, Plan, PlanItem
 from notebooked_dagster.providers.cloud.plan import (
-    data_item,
-    endpoint_item,
+    asked,
+    last_items,
     mask_container,
     price_facts,
     python_item,
@@ -136,28 +137,10 @@ def _looked(
     yield from _bucket(provider)
     yield from _account(provider)
     yield from _quota(provider, spec, request)
-    if data is not None and is_url(data):
-        yield data_item(data, lambda: provider.storage.holds(data))
-    if endpoint_name is not None:
-        yield endpoint_item(provider, endpoint_name)
+    yield from last_items(provider, data, endpoint_name)
 
 
-def _ask(what: str, question: Callable[[], Any]) -> Any:
-    """An answer, or what is to be said of there being none."""
-    try:
-        with translated(what):
-            try:
-                return question()
-            except Exception as error:
-                if code_of(error) in (403, 501):
-                    return PlanItem("unknown", f"{what} cannot be looked at: {message_of(error)}")
-                if code_of(error) == 404:
-                    return PlanItem("missing", f"{what}: {message_of(error)}")
-                raise
-    except CredentialsError as error:
-        return PlanItem("missing", f"The credentials cannot be used: {error.message}", error.hint or "")
-    except NotebookedError as error:
-        return PlanItem("unknown", error.message, error.hint or "")
+_ask = partial(asked, translated=translated, code_of=code_of, message_of=message_of)
 
 
 def _tested(provider: VertexProvider, url: str, permissions: tuple[str, ...]) -> set[str]:
