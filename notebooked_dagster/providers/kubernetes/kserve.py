@@ -16,7 +16,7 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -65,7 +65,14 @@ class InferenceServices:
         found = self._found(name)
         if found is None or before is None:
             return
-        if inference.is_raw(found) and weight < 100:
+        raw = inference.is_raw(found)
+        if options.mode is not None and (options.mode == "raw") != raw:
+            raise ConfigError(
+                f"Endpoint {name!r} does not run in KServe's {options.mode} mode, which cannot be changed.",
+                key="options.endpoint.mode",
+                hint="Delete the endpoint first, or leave options.endpoint.mode out.",
+            )
+        if raw and weight < 100:
             raise ConfigError(
                 f"Endpoint {name!r} runs in KServe's raw mode, in which the traffic cannot be shared out.",
                 key="options.endpoint.mode",
@@ -115,15 +122,9 @@ class InferenceServices:
         """Start the version before as a revision of its own; it serves when it is ready."""
         back = roles["champion"]
         now = self._claimed(state)
-        try:
+        with self._undone(now, back):
             self._latest(state.name, back, state.documents[back], 0, serves=True)
             self._versions.change(now, roles, {back: 100})
-        except BaseException:
-            with contextlib.suppress(Exception):
-                found = self._found(state.name)
-                if found is not None and inference.latest(found) == back:
-                    self._restored(state)
-            raise
         self._share(state.name, back, 100)
 
     def traffic(self, state: State, weights: Mapping[str, int]) -> None:
@@ -131,25 +132,27 @@ class InferenceServices:
         name = state.name
         now = self._claimed(state)
         newest, base = self._two(now)
-        served = [version for version, share in weights.items() if share]
-        if not {*served} <= {newest, base}:
-            # It was taken from the two that KServe knows when another got all.
-            (newest,) = {*served} - {base}
-            self._latest(name, newest, self._versions.document(name, newest), 0, serves=True)
-        self._versions.change(now, state.roles, weights)
+        served = {version for version, share in weights.items() if share}
+        with self._undone(now, *(served - {newest, base})):
+            if not served <= {newest, base}:
+                # It was taken from the two that KServe knows when another got all.
+                (newest,) = served - {base}
+                self._latest(name, newest, self._versions.document(name, newest), 0, serves=True)
+            self._versions.change(now, state.roles, weights)
         self._share(name, newest, weights.get(newest, 0))
 
     def withdraw(self, name: str, version: str, before: State | None, now: State | None) -> None:
         """Make what serves the latest revision again, as it was."""
         found = self._found(name)
         if found is not None and inference.latest(found) == version:
-            if now is None:
+            served = before or now
+            if served is not None:
+                self._restored(served, served.roles.get("challenger", served.roles["champion"]))
+            else:
                 self._session.delete(_KIND, inference.service_name(name))
                 self._versions.waited(
                     lambda: self._versions.pods(name, version=version), lambda pods: not pods, 120
                 )
-            else:
-                self._restored(before if before is not None else now)
         self._session.delete(self.kind, version_name(name, version))
 
     def retire(self, state: State, version: str) -> None:
@@ -279,20 +282,28 @@ class InferenceServices:
         if newest in state.weights and inference.share(found) != state.weights[newest]:
             self._share(state.name, newest, state.weights[newest])
 
-    def _restored(self, before: State) -> None:
-        """What was the latest revision is so again, with the share that it had."""
+    @contextlib.contextmanager
+    def _undone(self, state: State, *started: str) -> Iterator[None]:
+        """Where something fails, what was the latest revision before is so again; not over somebody else's."""
+        newest, _ = self._two(state)
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(Exception):
+                found = self._found(state.name)
+                if found is not None and inference.latest(found) in started:
+                    self._restored(state, newest)
+            raise
+
+    def _restored(self, before: State, back: str) -> None:
+        """Make a version the latest revision again, with the roles and shares of before."""
         now = self._versions.find(self.kind, before.name)
-        if now is None:
+        if now is None or back not in now.running:
             return
-        challenger = before.roles.get("challenger", "")
-        back = challenger if challenger in now.running else now.roles["champion"]
-        if back == challenger and challenger not in now.roles.values():
-            now = self._claimed(now)
-        share = before.weights.get(back, 100) if back == challenger else 100
+        now = self._claimed(now)
         self._latest(now.name, back, self._versions.document(now.name, back), 0, serves=True)
-        if back == challenger and challenger not in now.roles.values():
-            self._versions.change(now, before.roles, before.weights)
-        self._share(now.name, back, share)
+        self._versions.change(now, before.roles, before.weights)
+        self._share(now.name, back, before.weights.get(back, 100))
 
     def _latest(
         self,

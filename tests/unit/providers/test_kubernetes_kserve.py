@@ -213,7 +213,7 @@ def test_what_was_cut_off_after_the_service_was_changed_is_finished(
     ]
 
 
-def test_lost_replies_are_no_second_revision(
+def test_lost_replies_are_no_second_revision_and_a_rollback_that_fails_changes_nothing(
     kube: KubeServer, provider: KubernetesProvider, experiment: Experiment, model: str
 ) -> None:
     kube.fail("create inferenceservices", "lost")
@@ -226,6 +226,13 @@ def test_lost_replies_are_no_second_revision(
     assert shares(provider.deploy(experiment, model, "live"))[0] == ("2", "champion", 100)
     assert revisions(kube) == 2
     assert "[notebooked] The model is loaded." in list(provider.endpoint_logs("live"))
+    # What a rollback would start cannot start any more.
+    store = s3(kube)
+    store.delete_object(Bucket=BUCKET, Key="notebooked/endpoints/nbd-live/v1/model.tar.gz")
+    with pytest.raises(DeploymentError, match="serves what it served before"):
+        provider.rollback("live")
+    assert shares(provider.endpoint("live"))[0] == ("2", "champion", 100)
+    assert provider.endpoint("live").status is EndpointStatus.HEALTHY
 
 
 def test_without_knative_there_are_no_shares_and_the_rest_is_as_ever(
@@ -238,6 +245,8 @@ def test_without_knative_there_are_no_shares_and_the_rest_is_as_ever(
     before = len(kube.calls)
     with pytest.raises(ConfigError, match="raw mode, in which the traffic cannot be shared out"):
         provider.deploy(experiment, model, "live", weight=10)
+    with pytest.raises(ConfigError, match="serverless mode, which cannot be changed"):
+        provider.deploy(serving(experiment, mode="serverless"), model, "live")
     assert {call.split()[0] for call in kube.calls[before:]} <= {"get", "list"}
     assert shares(provider.rollback("live")) == [("1", "champion", 100), ("2", "previous", 0)]
     assert provider.predict("live", ROWS) == {"predictions": [3.0]}
