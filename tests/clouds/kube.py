@@ -31,7 +31,7 @@ import httpx
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from .containers import Training
-from .kube_kserve import Revisions
+from .kube_kserve import LIGHT, Revisions
 from .kube_models import problems
 from .vertex_containers import _base
 
@@ -146,6 +146,7 @@ class Cluster:
         self.most_grace = 3.0
         self.kubeflow = False
         self.kserve = False
+        self.light = False
         self.kserve_mode = "Serverless"
         self.revisions = Revisions(self)
         self._version = 100
@@ -690,6 +691,10 @@ class Cluster:
 
     def _environment(self, pod: Thing, inner: Thing, base: Path) -> dict[str, str]:
         found = {**_base(base), "TMPDIR": str(base), "HOME": str(base)}
+        for name, text in LIGHT.items() if self.light else ():
+            file = Path(found["PYTHONPATH"]) / name
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(text)
         for item in inner.get("envFrom", ()):
             found |= self.secrets[item["secretRef"]["name"]]
         for item in inner.get("env", ()):

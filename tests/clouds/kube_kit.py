@@ -77,7 +77,7 @@ def kubernetes_provider(state: Path, server: KubeServer, **more: Any) -> Kuberne
 
 def kserve_provider(state: Path, server: KubeServer, **more: Any) -> KubernetesProvider:
     """A provider of a server on which KServe is installed, and serves."""
-    server.cluster.kserve = True
+    server.cluster.kserve = server.cluster.light = True
     endpoint = {"operator": "kserve", "gateway": server.gateway_url, **more.pop("endpoint", {})}
     return kubernetes_provider(state, server, endpoint=endpoint, **more)
 
