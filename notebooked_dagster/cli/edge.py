@@ -167,8 +167,13 @@ def provision(name: str) -> None:
     there = link.ask("hello").header
     folder = shlex.quote(str(device.folder))
     find = 'export PATH="$HOME/.local/bin:$PATH"; command -v uv'
-    # Runs go on when nobody is logged in, and endpoints come back when the power does; some systems want root for it.
-    done = link.run(f"loginctl --no-ask-password enable-linger >/dev/null 2>&1; {find}")
+    # Runs go on when nobody is logged in, and endpoints come back when the power does.
+    done = link.run("! command -v loginctl || loginctl --no-ask-password enable-linger")
+    if done.returncode:
+        session().note(
+            f"{name} wants root for this: sudo loginctl enable-linger $USER. Until then endpoints do not come back after a restart."
+        )
+    done = link.run(find)
     if done.returncode:
         if device.offline:
             install = _bring_uv(device, link, there)

@@ -79,14 +79,14 @@ class Midi:
         timestamp: Of the first command, in 0.1 ms, modulo 2**32.
         ssrc: The sender.
         commands: Delta time in 0.1 ms and bytes of each; system exclusive in segments as it was sent.
-        journal: Whether a recovery journal followed. It is not used: a lost packet is reported as a gap.
+        journal: The recovery journal behind them, as it came; see ``recovery``.
     """
 
     sequence: int
     timestamp: int
     ssrc: int
     commands: tuple[tuple[int, bytes], ...]
-    journal: bool = False
+    journal: bytes = b""
 
     def to_bytes(self) -> bytes:
         """The packet, without a journal. Raises PacketError where it would be too long for one."""
@@ -157,7 +157,8 @@ def _midi(data: bytes) -> Midi:
     if len(body) < length:
         raise PacketError(f"{length} bytes announced, {len(body)} there")
     commands = tuple(_commands(body, bool(flags & _FIRST_DELTA)))
-    return Midi(sequence, timestamp, ssrc, commands, bool(flags & _JOURNAL))
+    journal = data[at + length :] if flags & _JOURNAL else b""
+    return Midi(sequence, timestamp, ssrc, commands, journal)
 
 
 def _commands(body: bytes, first_delta: bool) -> Iterator[tuple[int, bytes]]:

@@ -1,6 +1,7 @@
 """RTP-MIDI: a session with macOS, iOS, rtpMIDI for Windows or another Pi. We listen to invitations, or invite.
 
-MIDI is received without its recovery journal: what a lost packet held is not guessed but counted, and a take says where.
+A lost packet is counted, and a take says where. What it did to notes, controllers, program and pitch wheel is taken from the
+recovery journal of the next one; where that has none, as ours have not, notes that might hang are ended.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from notebooked_dagster.realtime.messages import Event, Inbox, decoded
 from .applemidi import Assembler, Clock, Command, Feedback, PacketError, missing, packed, parse, segments
 from .applemidi import Midi as MidiPacket
 from .base import Port, PortState
+from .recovery import Journal, Recovery, read
 
 log = logging.getLogger("notebooked.realtime.rtp")
 _INVITE_EVERY = 1.0
@@ -56,6 +58,7 @@ class Peer:
     offset: float = 0.0
     delay: float | None = None
     assembler: Assembler = field(default_factory=Assembler)
+    recovery: Recovery = field(default_factory=Recovery)
 
 
 class RtpPort(Port):
@@ -264,10 +267,12 @@ class RtpPort(Port):
             for _ in packet.commands:
                 inbox.missed(self.name, "packet out of order", 1)
             return
-        peer.last = packet.sequence
-        if lost:
+        if lost and peer.last is not None:
             inbox.missed(self.name, "packet lost", lost)
             peer.assembler.forget()
+            for message in peer.recovery.recovered(self._journal(packet), peer.last):
+                inbox.offer(Event(self.name, at, message))
+        peer.last = packet.sequence
         for _, data in packet.commands:
             whole = peer.assembler.feed(data)
             if whole is None:
@@ -276,12 +281,24 @@ class RtpPort(Port):
             if message is None:
                 inbox.missed(self.name, "not MIDI", 1)
             else:
+                peer.recovery.hear(message)
                 inbox.offer(Event(self.name, at, message))
+
+    def _journal(self, packet: MidiPacket) -> Journal | None:
+        if not packet.journal:
+            return None
+        try:
+            return read(packet.journal)
+        except ValueError as error:
+            log.debug("%s: %s", self.name, error)
+            return None
 
     def _leave(self, peer: Peer, why: str) -> None:
         self.peers.pop(peer.ssrc, None)
         assert self._inbox is not None
         self._inbox.gap(self.name, f"{peer.name} {why}")
+        for message in peer.recovery.silence():
+            self._inbox.offer(Event.of(self.name, message))
         log.info("%s: %s %s", self.name, peer.name, why)
 
 

@@ -141,7 +141,7 @@ def test_a_packet_with_running_status_and_delta_times() -> None:
     journal = bytes([0xE0, len(body) + 1]) + b"\x07" + body + b"\x20\x12\x34journal"
     packet = apple.parse(head + journal)
     assert isinstance(packet, apple.Midi)
-    assert packet.journal
+    assert packet.journal == b"\x20\x12\x34journal"
     assert packet.commands[0] == (7, b"\x90\x3c\x40")
 
 
@@ -202,11 +202,22 @@ async def test_a_session_of_rtp_midi_between_two_of_ours() -> None:
             # Both have the same clock here, so the offset that was measured is that of the measurement.
             assert abs(next(iter(host.peers.values())).offset) < 50
             assert host.state.detail.startswith("laptop (")
+            # The end of that note was lost, for all we know; ours send no journal.
             guest._sequence += 3
             await here.send("laptop", NOTE)
-            await some(there, 1)
+            assert [event.kind for event in await some(there, 2)] == ["note_off", "note_on"]
             assert there.counters.dropped == {("pi", "packet lost"): 3}
+            # What a journal says of the loss is played before what came with it.
+            last = guest._sequence
+            packet = bytearray(apple.packed([b"\xb0\x07\x01"], last + 2, 0, guest._ssrc).to_bytes())
+            packet[12] |= 0x40
+            packet += bytes([0x20, *last.to_bytes(2, "big"), 0, 6, 0x40, 0, 64, 127])
+            assert guest._data is not None
+            guest._data.sendto(packet, next(iter(guest.peers.values())).data)
+            assert [event.message.control for event in await some(there, 2) if event.message] == [64, 7]
         await eventually(lambda: not host.state.connected)
+        # Nor is anybody there now who would end it.
+        assert [event.kind for event in await some(there, 1)] == ["note_off"]
         assert [gap.reason for gap in there.inbox.take_gaps()] == ["packet lost", "laptop left"]
 
 
