@@ -49,6 +49,8 @@ class PortConfig(Strict):
         match: Of a system port: a part of the device's name; of a virtual one: its name. The port's name where left out.
         listen: Of tcp and rtp: ``host:port`` to wait on, or a port of this machine alone.
         connect: Of tcp and rtp: ``host:port`` of the peer.
+        session: Of rtp: the name of a session in the network, which is found by mDNS, in the place of an address.
+        announce: Of rtp that listens: whether others find the session by mDNS; one of this machine alone never is.
         api: Of system and virtual: RtMidi's ``LINUX_ALSA``, ``UNIX_JACK``, …
     """
 
@@ -57,6 +59,8 @@ class PortConfig(Strict):
     match: str | None = None
     listen: str | int | None = None
     connect: str | None = None
+    session: Text | None = None
+    announce: bool = True
     api: str | None = None
 
     @field_validator("listen", "connect")
@@ -69,8 +73,13 @@ class PortConfig(Strict):
     @model_validator(mode="after")
     def _one_end(self) -> PortConfig:
         network = self.kind in ("tcp", "rtp")
-        if network and (self.listen is None) == (self.connect is None):
-            raise ValueError(f"a port of kind {self.kind} has either `listen` or `connect`")
+        if self.session is not None and self.kind != "rtp":
+            raise ValueError(f"`session` is of rtp; a port of kind {self.kind} has none")
+        ends = [end for end in (self.listen, self.connect, self.session) if end is not None]
+        if network and len(ends) != 1:
+            raise ValueError(
+                f"a port of kind {self.kind} has either `listen` or `connect`{', or `session`' if self.kind == 'rtp' else ''}"
+            )
         if not network and (self.listen is not None or self.connect is not None):
             raise ValueError(
                 f"`listen` and `connect` are of tcp and rtp; a port of kind {self.kind} has neither"
@@ -85,10 +94,16 @@ class PortConfig(Strict):
             return SystemPort(
                 self.name, self.match or self.name, virtual=self.kind == "virtual", api=self.api
             )
+        if self.session is not None:
+            return RtpPort(self.name, session=self.session)
         host, port = _address(self.listen if self.listen is not None else self.connect)
         if self.kind == "tcp":
             return TcpPort(self.name, host, port, listen=self.listen is not None)
-        return RtpPort(self.name, host, port, invite=self.connect is not None)
+        if self.connect is not None:
+            return RtpPort(self.name, host, port, invite=True)
+        return RtpPort(
+            self.name, host, port, announce=self.announce and not host.startswith(("127.", "localhost"))
+        )
 
 
 class ClockConfig(Strict):

@@ -22,6 +22,7 @@ from notebooked_dagster.realtime.messages import Event, Inbox, decoded
 from .applemidi import Assembler, Clock, Command, Feedback, PacketError, missing, packed, parse, segments
 from .applemidi import Midi as MidiPacket
 from .base import Port, PortState
+from .mdns import Neighbours
 from .recovery import Journal, Recovery, read
 
 log = logging.getLogger("notebooked.realtime.rtp")
@@ -66,18 +67,32 @@ class RtpPort(Port):
 
     Args:
         name: What the session is called at the other end, too.
-        host: The address to listen on; the peer's where ``invite``.
+        host: The address to listen on; the peer's where ``invite``; that of the network to look in where ``session``.
         port: The control port; data goes over the next one. 0 takes two free ones.
         invite: Whether to invite the peer instead of waiting for one.
+        session: The name of a session to find by mDNS, and to invite.
+        announce: Whether others may find this one by mDNS.
     """
 
     kind = "rtp"
 
-    def __init__(self, name: str, host: str, port: int, *, invite: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        host: str = "0.0.0.0",
+        port: int = 0,
+        *,
+        invite: bool = False,
+        session: str | None = None,
+        announce: bool = False,
+    ) -> None:
         super().__init__(name)
         self.address: Address = (host, port)
         self.peers: dict[int, Peer] = {}
-        self._invite = invite
+        self._invite = invite or session is not None
+        self._session = session
+        self._neighbours = Neighbours(host)
+        self._announce = announce
         self._ssrc = secrets.randbits(32)
         self._sequence = secrets.randbits(16)
         self._inbox: Inbox | None = None
@@ -100,6 +115,7 @@ class RtpPort(Port):
             ) from error
         if not self._invite:
             self.address = self._control.get_extra_info("sockname")[:2]
+            self._neighbours = Neighbours(self.address[0])
         self._task = asyncio.create_task(self._look_after(), name=f"rtp-{self.name}")
 
     async def send(self, message: mido.Message) -> None:
@@ -119,6 +135,7 @@ class RtpPort(Port):
         if self._task is not None:
             self._task.cancel()
         self._addresses.close()
+        await self._neighbours.close()
         for peer in self.peers.values():
             if self._control is not None:
                 self._control.sendto(Command("BY", peer.token, self._ssrc).to_bytes(), peer.control)
@@ -136,7 +153,7 @@ class RtpPort(Port):
             for peer in self.peers.values()
             if peer.data is not None
         ]
-        waiting = f"{'inviting' if self._invite else 'waiting on'} {self.address[0]}:{self.address[1]}"
+        waiting = f"{'inviting' if self._invite else 'waiting on'} {self._session or f'{self.address[0]}:{self.address[1]}'}"
         return PortState(self.name, self.kind, bool(found), ", ".join(found) or waiting)
 
     async def _look_after(self) -> None:
@@ -148,14 +165,22 @@ class RtpPort(Port):
                     self._leave(peer, "silent")
                 elif peer.last is not None and self._control is not None:
                     self._control.sendto(Feedback(self._ssrc, peer.last).to_bytes(), peer.control)
+            if self._announce:
+                self._neighbours.announce(self.name, self.address[1])
             if self._invite and not self.peers and self._control is not None:
-                if (number := self._addresses.get(self.address)) is not None:
+                if (number := self._host()) is not None:
                     invitation = Command("IN", self._token, self._ssrc, self.name)
                     self._control.sendto(invitation.to_bytes(), number)
             elif self._invite and now - synced > _SYNC_EVERY:
                 synced = now
                 self._sync()
             await asyncio.sleep(_INVITE_EVERY)
+
+    def _host(self) -> Address | None:
+        """Whom to invite; None while that is not known."""
+        if self._session is not None:
+            return self._neighbours.find(self._session)
+        return self._addresses.get(self.address)
 
     def _sync(self) -> None:
         for peer in self.peers.values():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import shutil
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from notebooked_dagster.errors import ConfigError, PortError
+from notebooked_dagster.realtime.device import PortConfig
 from notebooked_dagster.realtime.handler import MidiHandler
 from notebooked_dagster.realtime.messages import Counters, Event, Inbox
 from notebooked_dagster.realtime.ports import LoopbackPort, RtpPort, SystemPort, TcpPort
@@ -219,6 +221,33 @@ async def test_a_session_of_rtp_midi_between_two_of_ours() -> None:
         # Nor is anybody there now who would end it.
         assert [event.kind for event in await some(there, 1)] == ["note_off"]
         assert [gap.reason for gap in there.inbox.take_gaps()] == ["packet lost", "laptop left"]
+
+
+def refused(*_: Any, **__: Any) -> None:
+    raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+
+
+@pytest.mark.parametrize(
+    ("listen", "announced"), [("0.0.0.0:5004", True), ("5004", False), ("localhost:5004", False)]
+)
+def test_what_others_can_reach_is_announced(listen: str, announced: bool) -> None:
+    port = PortConfig(name="laptop", kind="rtp", listen=listen).make()
+    assert isinstance(port, RtpPort)
+    assert port._announce is announced
+
+
+async def test_a_session_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the interfaces may not be listed, as in the unit, which has no netlink."""
+    monkeypatch.setattr("ifaddr.get_adapters", refused)
+    name = f"pi {time.monotonic_ns()}"
+    host = RtpPort(name, "127.0.0.1", announce=True)
+    async with MidiHandler([host]) as there:
+        guest = RtpPort("laptop", "127.0.0.1", session=name)
+        assert name in guest.state.detail
+        async with MidiHandler([guest]) as here:
+            await eventually(lambda: guest.state.connected and host.state.connected, 60)
+            await here.send("laptop", NOTE)
+            assert (await some(there, 1))[0].message == NOTE
 
 
 async def test_strangers_and_damaged_packets_are_counted_and_do_nothing() -> None:
