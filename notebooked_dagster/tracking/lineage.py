@@ -20,11 +20,15 @@ def prefixed(tags: Mapping[str, str]) -> dict[str, str]:
 
 
 def git_tags(where: Path) -> dict[str, str]:
-    """The commit a folder is at, and whether it was changed since; empty outside a repository or without git."""
+    """The commit a folder is at, and whether it was changed since.
+
+    Outside a repository, as in a container, the commit that ``NOTEBOOKED_COMMIT`` names; empty where it names none.
+    """
     folder = where if where.is_dir() else where.parent
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
-        return {}
+        told = os.environ.get("NOTEBOOKED_COMMIT")
+        return {"notebooked/commit": told, "mlflow.source.git.commit": told} if told else {}
     status = _git(folder, "status", "--porcelain", "--untracked-files=no")
     tags = {"notebooked/commit": commit, "mlflow.source.git.commit": commit}
     if status is not None:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,37 @@ def test_the_compose_file_is_one_and_keeps_no_password() -> None:
             if "PASSWORD" in key:
                 assert str(value).startswith("${"), (name, key)
         assert all(str(port).startswith("127.0.0.1:") for port in service.get("ports", ())), name
+
+
+def test_what_is_mounted_into_the_image_is_its_users() -> None:
+    services = yaml.safe_load((DEPLOY / "docker/compose.yaml").read_text())["services"]
+    mounted = {
+        volume.split(":")[1]
+        for service in services.values()
+        if service["image"] == "notebooked"
+        for volume in service["volumes"]
+        if not volume.startswith(".")
+    }
+    made = re.search(
+        r"install -d -o notebooked -g notebooked (.+)$",
+        (DEPLOY / "docker/Dockerfile").read_text(),
+        re.MULTILINE,
+    )
+    assert made is not None
+    assert mounted <= set(made[1].split())
+
+
+def test_mlflow_in_containers_has_a_database_and_answers_by_its_name() -> None:
+    document = yaml.safe_load((DEPLOY / "docker/compose.yaml").read_text())
+    mlflow = document["services"]["mlflow"]
+    allowed = mlflow["environment"]["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+    # By these MLflow matches the header Host; by itself it knows no name but localhost.
+    for host in ("mlflow:5000", "localhost:5000", "127.0.0.1:5000"):
+        assert any(fnmatch(host, pattern) for pattern in allowed)
+    assert "PASSWORD" not in str([service.get("command") for service in document["services"].values()])
+    database = mlflow["environment"]["MLFLOW_BACKEND_STORE_URI"].rpartition("/")[2]
+    assert document["configs"]["mlflow-database"]["content"] == f"CREATE DATABASE {database};"
+    assert document["services"]["postgres"]["configs"][0]["source"] == "mlflow-database"
 
 
 def test_the_kubernetes_manifests_are_valid() -> None:

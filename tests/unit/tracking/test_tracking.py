@@ -248,7 +248,7 @@ def test_a_file_that_is_no_database_is_named(tmp_path):
         Tracking(f"sqlite:///{tmp_path}/m.db", "x").start_run(name="r")
 
 
-def test_lineage_of_a_repository(tmp_path):
+def test_lineage_of_a_repository(tmp_path, monkeypatch):
     def git(*arguments: str) -> None:
         subprocess.run(
             ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments],
@@ -258,6 +258,8 @@ def test_lineage_of_a_repository(tmp_path):
         )
 
     assert git_tags(tmp_path) == {}
+    monkeypatch.setenv("NOTEBOOKED_COMMIT", "of the image")
+    assert git_tags(tmp_path)["notebooked/commit"] == "of the image"
     git("init", "-b", "trunk")
     (tmp_path / "a").write_text("1")
     git("add", "a")
