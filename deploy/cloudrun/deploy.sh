@@ -3,6 +3,7 @@
 #   PROJECT=… REGION=… SQL_INSTANCE=… [JOB=all_experiments_job] deploy/cloudrun/deploy.sh [--dry-run]
 # --dry-run prints every command and the rendered files, and runs none. The image has to be in Artifact Registry, and the
 # secret notebooked-database-url in Secret Manager: postgresql://dagster:…@/dagster?host=/cloudsql/PROJECT:REGION:INSTANCE
+# SERVICE_ACCOUNT (notebooked@PROJECT where unset) has to have the roles Secret Manager Secret Accessor and Cloud SQL Client.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 dry=""

@@ -145,9 +145,10 @@ def test_the_helm_values_name_the_location_and_the_limits_of_ours() -> None:
     ]
     queued = values["dagsterDaemon"]["runCoordinator"]["config"]["queuedRunCoordinator"]
     assert queued["tagConcurrencyLimits"] == ours
-    # Nobody but us makes it: the database has to be told as well as Dagster.
+    # Nobody but us makes it: the database has to be told as well as Dagster, and its own chart makes dagster-postgresql.
     assert values["generatePostgresqlPasswordSecret"] is False
     assert values["global"]["postgresqlSecretName"] == values["postgresql"]["existingSecret"]
+    assert values["postgresql"]["existingSecret"] != "dagster-postgresql"
 
 
 def test_the_task_of_ecs_is_what_ecs_takes() -> None:
@@ -169,6 +170,9 @@ def test_cloud_run_is_rendered_without_a_cloud() -> None:
     assert set(containers) == {"webserver", "daemon", "code"}
     assert containers["code"]["image"].startswith("europe-west1-docker.pkg.dev/my-project/")
     job = yaml.safe_load(rendered.partition("--- job.yaml\n")[2].partition("--- workspace.yaml")[0])
+    for template in (service["spec"]["template"], job["spec"]["template"]):
+        database = template["metadata"]["annotations"]["run.googleapis.com/cloudsql-instances"]
+        assert database == "my-project:europe-west1:main"
     assert (
         "all_experiments_job" in job["spec"]["template"]["spec"]["template"]["spec"]["containers"][0]["args"]
     )
