@@ -30,10 +30,10 @@ def judged(*command: str, cwd: Path = ROOT) -> str:
     return done.stdout + done.stderr
 
 
-def test_the_dockerfile_is_clean() -> None:
+def test_the_dockerfiles_are_clean() -> None:
     if not (BIN / "hadolint").exists():
         pytest.skip("hadolint has no wheel for this platform")
-    assert judged(str(BIN / "hadolint"), "deploy/docker/Dockerfile") == ""
+    assert judged(str(BIN / "hadolint"), "deploy/docker/Dockerfile", "deploy/aws/Dockerfile") == ""
 
 
 def test_the_image_is_made_from_files_that_are_there_and_sent() -> None:
@@ -154,6 +154,29 @@ def test_the_helm_values_name_the_location_and_the_limits_of_ours() -> None:
 def test_the_task_of_ecs_is_what_ecs_takes() -> None:
     task = json.loads((DEPLOY / "aws/task-definition.json").read_text())
     assert problems(operation("ecs", "RegisterTaskDefinition").input_shape, task) == []
+
+
+def test_the_containers_of_ecs_have_what_their_dagster_yaml_asks_for() -> None:
+    text = (DEPLOY / "aws/dagster.yaml").read_text()
+    task = json.loads((DEPLOY / "aws/task-definition.json").read_text())
+    containers = {item["name"]: item for item in task["containerDefinitions"]}
+    assert set(containers) == {"code", "webserver", "daemon"}
+    asked = {*re.findall(r"env: (\w+)", text), "NOTEBOOKED_RUN_LAUNCHER"}
+    assert "NOTEBOOKED_LOG_BUCKET" in asked
+    for name, item in containers.items():
+        assert asked <= {variable["name"] for variable in item["environment"]}, name
+    location = yaml.safe_load((DEPLOY / "aws/workspace.yaml").read_text())["load_from"][0]["grpc_server"]
+    assert str(location["port"]) in containers["code"]["command"]
+    # Both are in the image, in the place of the project's.
+    assert (
+        "COPY --chown=notebooked:notebooked dagster.yaml workspace.yaml"
+        in (DEPLOY / "aws/Dockerfile").read_text()
+    )
+    ours, theirs = (
+        yaml.safe_load(path.read_text()) for path in (ROOT / "dagster.yaml", DEPLOY / "aws/dagster.yaml")
+    )
+    limits = [item["concurrency"]["runs"]["tag_concurrency_limits"] for item in (ours, theirs)]
+    assert limits[0] == limits[1]
 
 
 def test_cloud_run_is_rendered_without_a_cloud() -> None:
