@@ -214,6 +214,23 @@ def test_prometheus_takes_the_rules_and_they_fire_when_they_should() -> None:
     judged("promtool", "test", "rules", "alerts_test.yml", cwd=DEPLOY / "monitoring")
 
 
+def test_only_what_has_figures_is_asked_for_them(tmp_path: Path) -> None:
+    found = [
+        {"provider": "local", "url": "http://127.0.0.1:9000"},
+        {"provider": "sagemaker", "url": "https://runtime.sagemaker.eu-central-1.amazonaws.com/endpoints/x"},
+    ]
+    command = tmp_path / "notebooked"
+    command.write_text(f"#!/bin/sh\ncat <<'END'\n{json.dumps(found)}\nEND\n")
+    command.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-S", str(DEPLOY / "monitoring/targets.py")],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        check=True,
+    )
+    assert json.loads(done.stdout) == [{"targets": ["127.0.0.1:9000"], "labels": {"provider": "local"}}]
+
+
 def test_rules_and_dashboard_ask_for_figures_that_there_are() -> None:
     source = (ROOT / "notebooked_dagster/serving/worker/metrics.py").read_text()
     there = set(re.findall(r'"(notebooked_[a-z_]+)"', source))
