@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 
 from .azure import AzureEndpoint, AzureTraining, Identity, Subscription
 from .databricks import CatalogName, DatabricksEndpoint, DatabricksTraining, Host
@@ -241,7 +241,8 @@ class AutomationSection(Strict):
         interval: Seconds between two looks at the notebooks.
         health_interval: Seconds between two looks at the endpoints.
         bootstrap: Whether an experiment that never ran is asked for.
-        delete_orphans: Whether endpoints that Dagster made and nobody declares any more are removed.
+        delete_orphans: Whether endpoints that Dagster made and nobody declares any more are removed. The project has to have a
+            `name` for that: by their folder's name, two of them in containers are one.
     """
 
     sensors: Literal["running", "stopped"] = "stopped"
@@ -293,3 +294,12 @@ class ProjectConfig(Strict):
             if isinstance(data, dict)
             else data
         )
+
+    @field_validator("automation")
+    @classmethod
+    def _deletes_its_own(cls, automation: AutomationSection, info: ValidationInfo) -> AutomationSection:
+        if automation.delete_orphans and info.data.get("name") is None:
+            raise ValueError(
+                "`delete_orphans` needs the project's `name`: the folder's is that of every project in a container"
+            )
+        return automation

@@ -58,6 +58,11 @@ def test_every_section_is_read(tmp_path: Path) -> None:
     assert project.mlflow.tracking_uri == "http://127.0.0.1:5000"
 
 
+def test_a_project_with_a_name_may_delete_its_orphans(tmp_path: Path) -> None:
+    found = load(tmp_path, "name: ours\nautomation: {delete_orphans: true}\n")
+    assert found.automation.delete_orphans
+
+
 def test_a_secret_is_hidden_and_comes_from_the_environment(tmp_path: Path) -> None:
     project = load(tmp_path, FULL, ROLE="arn:aws:iam::1:role/r", MLFLOW_PW="s3cr3t")
     assert project.mlflow.password is not None
@@ -169,6 +174,8 @@ def test_a_wrong_secret_is_not_quoted(tmp_path: Path) -> None:
             "experiments[0]",
             "`partitions` is not set",
         ),
+        # Two projects in the folder /project would delete each other's endpoints.
+        ("automation:\n  delete_orphans: true\n", 1, "automation", "needs the project's `name`"),
         ("aws:\n  region: ${NOWHERE}\n", 2, "aws.region", "NOWHERE is not set"),
     ],
 )
