@@ -9,7 +9,7 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -65,6 +65,11 @@ class Redactor:
     def redact(self, text: str) -> str:
         """The text with every known secret masked."""
         return self._pattern.sub(MASK, text) if self._pattern is not None else text
+
+    def found_in(self, texts: Iterable[str]) -> set[str]:
+        """The known secrets that some texts hold: another process, which is handed the texts, has to know them too."""
+        pattern = self._pattern
+        return {found for text in texts for found in pattern.findall(text)} if pattern is not None else set()
 
     def redact_file(self, path: Path) -> int:
         """Mask secrets in a file in place, each with as many asterisks as it is long: who reads it by offset goes on.

@@ -141,12 +141,14 @@ class Handover(BaseModel):
         build_environment: The environment in which packages are installed.
         tracking_uri: The MLflow server, credentials included; None for no tracking.
         cache: ``<state>/cache``.
+        secrets: What of the environment was fetched as a secret, whatever its variable is called.
     """
 
     environment: dict[str, str]
     build_environment: dict[str, str]
     tracking_uri: str | None
     cache: Path
+    secrets: set[str] = set()
 
 
 class JobRecord(BaseModel):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel
 
 from notebooked_dagster.config.local import LocalOptions, ServedEndpoint
+from notebooked_dagster.core.redaction import REDACTOR
 from notebooked_dagster.core.settings import Settings
 from notebooked_dagster.errors import (
     ConfigError,
@@ -166,11 +167,13 @@ class LocalProvider(BaseProvider):
         record.tracking = TrackingState(uri=experiment.tracking_uri, experiment=experiment.name)
         record.waited = wait
         jobs.write(folder, record)
+        told = environment.job_environment(experiment, folder, parent=os.environ, extra=self._pass)
         handover = Handover(
-            environment=environment.job_environment(experiment, folder, parent=os.environ, extra=self._pass),
+            environment=told,
             build_environment=environment.for_building(os.environ),
             tracking_uri=experiment.tracking_uri,
             cache=self.state / "cache",
+            secrets=REDACTOR.found_in(told.values()),
         )
         if experiment.pipes is not None:
             _prepare_pipes(folder, experiment.pipes)

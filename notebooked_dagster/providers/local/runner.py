@@ -138,6 +138,8 @@ class Runner:
     def _mask_log(self) -> None:
         """What the job was told in secret and printed all the same is not kept, here or in MLflow."""
         REDACTOR.add_environment(self.handover.environment)
+        for secret in self.handover.secrets:
+            REDACTOR.add(secret)
         with contextlib.suppress(OSError):
             if count := REDACTOR.redact_file(self.folder / "log.txt"):
                 self.say(f"{count} times the output held a secret of the environment; it is masked.")

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from notebooked_dagster.core.secrets import fetch
 from notebooked_dagster.errors import (
     ConfigError,
     DataError,
@@ -372,14 +373,21 @@ def test_a_requirement_that_is_not_to_be_had_is_named(provider, tmp_path, monkey
     assert not list((provider.state / "cache" / "environments").glob("*/bin"))
 
 
-def test_a_secret_that_training_prints_is_not_kept(provider, experiment):
+def test_a_secret_that_training_prints_is_not_kept(provider, experiment, tmp_path):
+    (tmp_path / "secret").write_text("f3tched-by-reference")
     told = dataclasses.replace(
         experiment,
         hyperparameters={"act": "environment"},
-        environment={"API_TOKEN": "s3cr3t-of-the-job", "LEVEL": "seven-7"},
+        environment={
+            "API_TOKEN": "s3cr3t-of-the-job",
+            "LEVEL": "seven-7",
+            # The variable's name does not tell that its value is a secret; where it came from does.
+            "DSN": f"user:{fetch('file', str(tmp_path / 'secret'))}",
+        },
     )
     job = provider.train(told)
     kept = Path(job.log).read_text()
     assert "s3cr3t-of-the-job" not in kept
+    assert "f3tched-by-reference" not in kept
     assert "seven-7" in kept
     assert "it is masked" in kept
