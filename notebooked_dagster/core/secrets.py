@@ -20,12 +20,23 @@ from .redaction import REDACTOR
 
 
 def load_dotenv(root: Path, environment: MutableMapping[str, str] | None = None) -> list[str]:
-    """Add what ``<root>/.env`` sets and the environment does not; returns the names. Dagster's own commands do the same."""
+    """Add what ``<root>/.env`` sets and the environment does not; returns the names. Dagster's own commands do the same.
+
+    Raises:
+        ConfigError: The file cannot be read as text.
+    """
     environment = os.environ if environment is None else environment
     path = root / ".env"
     if not path.is_file():
         return []
-    values = import_module("dotenv").dotenv_values(path)
+    try:
+        values = import_module("dotenv").dotenv_values(path)
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"The file is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}.",
+            path=path,
+            hint="Save it as UTF-8.",
+        ) from error
     added = {name: value for name, value in values.items() if value is not None and name not in environment}
     environment.update(added)
     return sorted(added)

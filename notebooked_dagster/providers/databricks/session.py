@@ -87,6 +87,8 @@ class DatabricksSession(CloudSession):
                 **{key: value for key, value in given.items() if value},
                 http_timeout_seconds=TIMEOUT,
                 clock=_OneTry(),
+                # What it asks a host of itself at first does not know our clock, and would be asked for five minutes.
+                retry_timeout_seconds=1,
                 product="notebooked-dagster",
             )
             return sdk.WorkspaceClient(config=config)

@@ -96,8 +96,17 @@ class AwsSession:
 
     @cached_property
     def partition(self) -> str:
-        """``aws``, ``aws-cn``, …"""
-        return str(self._session.get_partition_for_region(self.region))
+        """``aws``, ``aws-cn``, … Raises ConfigError where no partition has regions of such a name."""
+        from botocore.exceptions import UnknownRegionError
+
+        try:
+            return str(self._session.get_partition_for_region(self.region))
+        except UnknownRegionError as error:
+            raise ConfigError(
+                f"{self.region!r} is no region of AWS.",
+                key="aws.region",
+                hint="They are called as AWS calls them: eu-central-1, us-east-2.",
+            ) from error
 
     @cached_property
     def domain(self) -> str:

@@ -237,7 +237,8 @@ def translated(what: str) -> Iterator[None]:
     Args:
         what: What was tried, as the start of a sentence.
     """
-    from google.api_core.exceptions import GoogleAPICallError, GoogleAPIError
+    # Packages of others bring google.auth along, and nothing else of the SDK.
+    api = package("google.api_core.exceptions")
     from google.auth.exceptions import GoogleAuthError, TransportError
     from requests.exceptions import RequestException
 
@@ -251,11 +252,11 @@ def translated(what: str) -> Iterator[None]:
             hint="Log in (`gcloud auth application-default login`), set GOOGLE_APPLICATION_CREDENTIALS, or run where a "
             "service account is attached; credentials are never configured here.",
         ) from error
-    except GoogleAPICallError as error:
+    except api.GoogleAPICallError as error:
         raise from_api_error(what, error) from error
     except RequestException as error:
         raise OutOfReachError(sentence(what, str(error)), hint="Check the network.") from error
-    except GoogleAPIError as error:
+    except api.GoogleAPIError as error:
         raise ProviderError(sentence(what, str(error))) from error
 
 

@@ -208,6 +208,13 @@ def test_dotenv_adds_what_the_environment_has_not(tmp_path: Path) -> None:
     assert environment == {"A": "kept", "B": "two words"}
 
 
+def test_a_dotenv_that_is_no_text_is_told(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"\xff\xfe=1\n")
+    with pytest.raises(ConfigError, match="not UTF-8") as caught:
+        secrets.load_dotenv(tmp_path, {})
+    assert caught.value.path == tmp_path / ".env"
+
+
 # Logs
 
 
