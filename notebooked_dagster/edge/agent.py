@@ -117,7 +117,7 @@ def boot_id() -> str:
 def _start(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     """Start a run; asked again, only say how it is."""
     folder = ROOT / RUNS / request["run"]
-    with _lock(ROOT / "start.lock"):
+    with lock(ROOT / "start.lock"):
         if (folder / REQUEST).exists():
             return {**_state(folder), "again": True}, b""
         release = ROOT / RELEASES / request["release"]
@@ -446,7 +446,7 @@ def _deliver(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     folder = ROOT / RUNS / request["run"]
     if folder.is_dir():
         (folder / DELIVERED).touch()
-    with _lock(ROOT / "start.lock"):
+    with lock(ROOT / "start.lock"):
         removed = _prune(request.get("keep", 3), request.get("keep_runs", 20))
     return {"state": "delivered", "removed": removed}, b""
 
@@ -456,7 +456,7 @@ def _activate(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     name = request["release"]
     folder = ROOT / RELEASES / name
     arrived = ROOT / RELEASES / f".{name}.part"
-    with _lock(ROOT / "start.lock"):
+    with lock(ROOT / "start.lock"):
         if arrived.is_dir() and not (folder / ".complete").exists():
             wrong = [path for path, digest in request["files"].items() if _digest(arrived / path) != digest]
             if wrong:
@@ -534,16 +534,16 @@ def _environment(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     )
     if uv is None:
         raise RefusedError("no-uv", "uv is not installed.")
-    lock = ROOT / RELEASES / request["release"] / request["lock"]
+    needs = ROOT / RELEASES / request["release"] / request["lock"]
     wheels = ["--no-index", "--find-links", str(ROOT / request["wheels"])] if request.get("wheels") else []
     # Where there are wheels there is no internet, and a Python that is missing is said to be so at once.
     offline = ["--offline"] if wheels else []
-    with _lock(ROOT / "environment.lock"):
+    with lock(ROOT / "environment.lock"):
         if not (folder / ".complete").exists():
             shutil.rmtree(folder, ignore_errors=True)
             for command in (
                 [uv, "venv", "--quiet", *offline, "--python", request.get("version") or sys.executable, str(folder)],
-                [uv, "pip", "install", "--quiet", *offline, "--python", str(folder / "bin/python"), *wheels, "-r", str(lock)],
+                [uv, "pip", "install", "--quiet", *offline, "--python", str(folder / "bin/python"), *wheels, "-r", str(needs)],
             ):  # fmt: skip
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
                 if done.returncode:
@@ -610,7 +610,8 @@ _COMMANDS: dict[str, Callable[[dict[str, Any]], tuple[dict[str, Any], bytes]]] =
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def lock(path: Path) -> Iterator[None]:
+    """Wait until no other process or thread of the device holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:

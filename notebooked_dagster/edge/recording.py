@@ -20,7 +20,7 @@ from dagster._core.snap import ExecutionPlanSnapshot, JobSnap
 from dagster._core.storage.event_log import SqliteEventLogStorage
 from dagster._serdes import ConfigurableClassData, deserialize_value, serialize_value
 
-from .agent import CANCEL, REQUEST
+from .agent import CANCEL, REQUEST, lock
 from .journal import Journal
 
 RUN = "NOTEBOOKED_EDGE_RUN"
@@ -64,12 +64,12 @@ def main() -> None:
     """Execute the run whose folder the environment names."""
     folder = Path(os.environ.pop(RUN))
     request = json.loads((folder / REQUEST).read_text())
-    home = _instance_folder(folder.parents[1])
+    home = instance_folder(folder.parents[1])
     os.environ["DAGSTER_HOME"] = str(home)
     from dagster._cli.api import execute_run_command
     from dagster._grpc.types import ExecuteRunArgs
 
-    with DagsterInstance.from_config(str(home)) as instance:
+    with opened(home) as instance:
         run = _registered(instance, request)
         origin = run.job_code_origin
         assert origin is not None
@@ -83,7 +83,13 @@ def main() -> None:
             done.set()
 
 
-def _instance_folder(root: Path) -> Path:
+def opened(home: Path) -> DagsterInstance:
+    """The device's instance. Dagster makes its tables where there are none: of the first two runs, one has to wait."""
+    with lock(home / "opening.lock"):
+        return DagsterInstance.from_config(str(home))
+
+
+def instance_folder(root: Path) -> Path:
     """The device's instance: SQLite and files, one for all runs, so that a run finds what an earlier one stored."""
     home = root / "instance"
     home.mkdir(exist_ok=True)
