@@ -11,6 +11,8 @@ from pathlib import Path
 
 import dagster as dg
 
+from tests.warm import COMMANDS
+
 BIN = Path(sys.executable).parent
 CELLS = (
     ("markdown", (), "# Iris\n\nWhich of three?"),
@@ -91,14 +93,8 @@ class SmallProject:
         self, *command: str, timeout: float = 180, environment: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in the project's folder."""
-        return subprocess.run(
-            [str(BIN / command[0]), *command[1:]],
-            cwd=self.root,
-            env={**self.environment, **(environment or {})},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
+        return COMMANDS.run(
+            command, cwd=self.root, env={**self.environment, **(environment or {})}, timeout=timeout
         )
 
     def delete_endpoint(self) -> None:

@@ -38,7 +38,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Any]]
     (project.root / "notebooks" / "curve.ipynb").write_text(notebook(LIGHTGBM), encoding="utf-8")
     project.declare("curve", f"notebook: notebooks/curve.ipynb\n{common}")
     done = project.run(
-        "dagster", "job", "execute", "-m", "notebooked_dagster.definitions", "-j", "all_experiments_job"
+        "dagster",
+        "job",
+        "execute",
+        "-m",
+        "notebooked_dagster.definitions",
+        "-j",
+        "all_experiments_job",
+        timeout=280,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     client = MlflowClient(f"sqlite:///{project.root}/.notebooked/mlflow/mlflow.db")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ import pytest
 from notebooked_dagster.codegen import generate, write_scripts
 from notebooked_dagster.notebook.analysis import analyse
 from notebooked_dagster.notebook.model import Cell, Notebook
+from tests.warm import SCRIPTS
 
 START = """\
 import numpy as np
@@ -41,13 +40,7 @@ model.fit(X[::2], y[::2])
 def test_it_is_recorded(measured: str, names: set[str], tmp_path: Path) -> None:
     cells = tuple(Cell(index, "code", part) for index, part in enumerate((START + measured).split("\n\n")))
     write_scripts(generate(analyse(Notebook(Path("n.ipynb"), cells))), tmp_path)
-    done = subprocess.run(
-        [sys.executable, "train.py", "--model-dir", "out"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = SCRIPTS.run(["train.py", "--model-dir", "out"], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.rglob("metrics.json")
     found = json.loads(path.read_text())

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ import pytest
 from notebooked_dagster.codegen import generate, write_scripts
 from notebooked_dagster.notebook.analysis import analyse
 from notebooked_dagster.notebook.model import Cell, Notebook
+from tests.warm import SCRIPTS
 
 START = """\
 import numpy as np
@@ -54,20 +53,14 @@ def test_raw_rows_are_what_it_takes(prediction: str, tmp_path: Path) -> None:
     write_scripts(generate(analyse(Notebook(Path("n.ipynb"), cells))), tmp_path)
 
     def run(*arguments: str, given: str = "") -> str:
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=tmp_path,
-            input=given,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = SCRIPTS.run(arguments, cwd=tmp_path, given=given)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     run("train.py")
+    (tmp_path / "ask.py").write_text(ASK)
     rows = [[5.1, 3.5, 1.4, 0.2], [6.3, 3.3, 6.0, 2.5]]
-    assert json.loads(run("-c", ASK, given=json.dumps({"inputs": rows})).splitlines()[-1]) == [0, 2]
+    assert json.loads(run("ask.py", given=json.dumps({"inputs": rows})).splitlines()[-1]) == [0, 2]
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 from notebooked_dagster.codegen import GenerateOptions, generate, write_scripts
 from notebooked_dagster.notebook.analysis import analyse
 from notebooked_dagster.notebook.model import Cell, Notebook
+from tests.warm import SCRIPTS
 
 
 def trained(folder: Path, *cells: str) -> dict[str, float]:
@@ -17,15 +16,8 @@ def trained(folder: Path, *cells: str) -> dict[str, float]:
     write_scripts(
         generate(analyse(Notebook(Path("n.ipynb"), made)), GenerateOptions(experiment="n")), folder / "s"
     )
-    command = [
-        sys.executable,
-        str(folder / "s" / "train.py"),
-        "--output-dir",
-        str(folder / "o"),
-        "--model-dir",
-        str(folder / "m"),
-    ]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    command = ["train.py", "--output-dir", str(folder / "o"), "--model-dir", str(folder / "m")]
+    done = SCRIPTS.run(command, cwd=folder / "s")
     assert done.returncode == 0, done.stderr
     metrics: dict[str, float] = json.loads((folder / "o" / "metrics.json").read_text())
     return metrics
