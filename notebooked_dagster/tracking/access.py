@@ -15,6 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import filelock
 
+from notebooked_dagster.core.collector import no_collections
 from notebooked_dagster.errors import MissingPackageError, NotebookedError, TrackingError
 
 _PROBE_TIMEOUT = 3.0
@@ -68,7 +69,7 @@ def connect(uri: str) -> Any:
         os.environ[name] = value
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)
-    with translated(f"MLflow at {shown(uri)} cannot be used"):
+    with translated(f"MLflow at {shown(uri)} cannot be used"), no_collections():
         client_class = importlib.import_module("mlflow.tracking").MlflowClient
         # MLflow sets its logger's level when it is imported.
         for name in _NOISY:
