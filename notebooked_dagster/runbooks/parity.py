@@ -148,10 +148,11 @@ def run_notebook(
             _HARVEST.format(names=list(metrics), model_dir=str(model_dir), out=str(out))
         )
     )
+    # Ours have ids, which nbformat knows from 4.5 on; an older notebook's cells have none, and some notebooks repeat one.
+    for index, cell in enumerate(cells):
+        cell.id = f"cell-{index}"
     document.cells = cells
-    # Our cells have ids, which nbformat knows from 4.5 on.
     document.nbformat_minor = max(document.nbformat_minor, 5)
-    _, document = nbformat.validator.normalize(document)
     source, executed = work / "notebook.ipynb", work / "executed.ipynb"
     nbformat.write(document, source)
     started = time.monotonic()

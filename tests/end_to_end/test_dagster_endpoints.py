@@ -41,7 +41,7 @@ def tick(instance: dg.DagsterInstance, cursor: str | None) -> Any:
     with dg.build_sensor_context(
         instance=instance, cursor=cursor, resources=definitions.resources
     ) as context:
-        return definitions.get_sensor_def("endpoint_health").evaluate_tick(context)
+        return definitions.resolve_sensor_def("endpoint_health").evaluate_tick(context)
 
 
 def processes_of(root: Path) -> list[psutil.Process]:

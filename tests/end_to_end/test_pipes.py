@@ -54,7 +54,7 @@ class Reporting:
         with dg.build_sensor_context(
             instance=self.instance, definitions=definitions, resources=definitions.resources
         ) as context:
-            data = definitions.get_sensor_def("training_jobs").evaluate_tick(context)
+            data = definitions.resolve_sensor_def("training_jobs").evaluate_tick(context)
         for event in data.asset_events:
             self.instance.report_runless_asset_event(event)
         return [type(event).__name__ for event in data.asset_events]

@@ -122,7 +122,7 @@ def test_a_run_that_does_not_wait_ends_and_the_sensor_makes_the_model_once(
         time.sleep(0.1)
 
     definitions = project_definitions(Workplace.here())
-    sensor = definitions.get_sensor_def("training_jobs")
+    sensor = definitions.resolve_sensor_def("training_jobs")
     reported = []
     for _ in range(3):
         tick = sensor.evaluate_tick(
@@ -159,7 +159,7 @@ def test_a_failure_that_nobody_waited_for_is_told_with_its_cell(
     while aws.sagemaker.jobs[name].status == "InProgress":
         time.sleep(0.1)
     definitions = project_definitions(Workplace.here())
-    sensor = definitions.get_sensor_def("training_jobs")
+    sensor = definitions.resolve_sensor_def("training_jobs")
     tick = sensor.evaluate_tick(
         dg.build_sensor_context(instance=instance, definitions=definitions, resources=definitions.resources)
     )

@@ -64,7 +64,7 @@ def test_an_asset_of_the_users_beside_an_experiment_is_stored_in_s3(
     monkeypatch.setenv("NOTEBOOKED_PROJECT_ROOT", str(project.root))
     with aws_server(tmp_path / "aws") as server, dg.DagsterInstance.ephemeral() as instance:
         definitions = project_definitions(Workplace.here())
-        done = definitions.get_implicit_global_asset_job_def().execute_in_process(
+        done = definitions.resolve_implicit_global_asset_job_def().execute_in_process(
             instance=instance, asset_selection=[dg.AssetKey("numbers"), dg.AssetKey("total")]
         )
         assert done.success
@@ -72,7 +72,7 @@ def test_an_asset_of_the_users_beside_an_experiment_is_stored_in_s3(
         assert sorted(item["Key"] for item in listed) == ["dagster/numbers", "dagster/total"]
         assert done.asset_value("total") == 7
         # Our own assets have nothing to store there.
-        ours = definitions.get_implicit_global_asset_job_def().execute_in_process(
+        ours = definitions.resolve_implicit_global_asset_job_def().execute_in_process(
             instance=instance, asset_selection=[dg.AssetKey(["iris", "training_code"])]
         )
         assert ours.success

@@ -186,7 +186,7 @@ class HandProject:
         """Materialize parts of the experiment."""
         if wait is not None:
             config["model"] = {**config.get("model", {}), "wait": wait}
-        job = self.definitions.get_implicit_global_asset_job_def()
+        job = self.definitions.resolve_implicit_global_asset_job_def()
         return job.execute_in_process(
             instance=self.instance,
             asset_selection=[dg.AssetKey(["iris", part]) for part in parts],
@@ -209,7 +209,7 @@ class HandProject:
             definitions=definitions,
             resources=definitions.resources,
         ) as context:
-            data = definitions.get_sensor_def(sensor).evaluate_tick(context)
+            data = definitions.resolve_sensor_def(sensor).evaluate_tick(context)
         self.note = data.skip_message or ""
         for event in data.asset_events:
             self.instance.report_runless_asset_event(event)

@@ -109,7 +109,7 @@ def test_a_run_that_makes_all_of_it_between_two_ticks_leaves_nothing_to_ask_for(
 def test_a_training_that_failed_is_not_asked_for_again(ticks: Ticks) -> None:
     ticks.made("training_code", "training_code2")
     # No scripts lie there, so it fails as a training with a mistake in it does.
-    result = ticks.defs.get_implicit_global_asset_job_def().execute_in_process(
+    result = ticks.defs.resolve_implicit_global_asset_job_def().execute_in_process(
         instance=ticks.instance,
         asset_selection=[dg.AssetKey(["iris", "model"])],
         raise_on_error=False,

@@ -51,7 +51,7 @@ def test_the_sensor_tells_a_change_once_and_measures_each_time(
     place: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (defs,) = device_definitions(place)
-    sensor = defs.get_sensor_def(SENSOR)
+    sensor = defs.resolve_sensor_def(SENSOR)
     well, full, silent = (
         Finding("reachable", True, ""),
         Finding("disk", False, "full"),

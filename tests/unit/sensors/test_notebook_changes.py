@@ -30,7 +30,7 @@ class Sensor:
             cursor=self.cursor,
             repository_def=defs.get_repository_def(),
         ) as context:
-            result = defs.get_sensor_def("notebook_changes")(context)
+            result = defs.resolve_sensor_def("notebook_changes")(context)
         assert isinstance(result, dg.SensorResult)
         self.cursor = result.cursor
         return result
