@@ -26,6 +26,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
+from tests.clouds.faulty import Faulty
+
 from .aws_models import operation, problems
 from .containers import Serving, Training, command_arguments, training_environment
 
@@ -45,15 +47,6 @@ class ApiError(Exception):
     def __init__(self, code: str, message: str, status: int = 400, **fields: Any) -> None:
         super().__init__(message)
         self.code, self.status, self.fields = code, status, {"message": message, **fields}
-
-
-@dataclass
-class Fault:
-    """What goes wrong with the next calls of an operation (``*`` for any)."""
-
-    operation: str
-    kind: str
-    times: int
 
 
 @dataclass
@@ -84,7 +77,7 @@ class LiveEndpoint:
     changed: float = 0.0
 
 
-class SageMaker:
+class SageMaker(Faulty):
     """The service's state; ``AwsServer`` puts it on a port.
 
     Args:
@@ -96,7 +89,7 @@ class SageMaker:
 
     def __init__(self, folder: Path, s3: Callable[[], Any], pace: float, grace: float) -> None:
         self.folder, self._s3, self.pace, self.grace = folder, s3, pace, grace
-        self.lock = threading.RLock()
+        super().__init__()
         #: What a container finds AWS by, and who it is there.
         self.role: dict[str, str] = {}
         self.jobs: dict[str, Job] = {}
@@ -107,30 +100,9 @@ class SageMaker:
         self.logs: dict[tuple[str, str], list[tuple[int, str]]] = {}
         self.targets: dict[str, dict[str, Any]] = {}
         self.policies: dict[str, dict[str, Any]] = {}
-        self.faults: list[Fault] = []
-        self.calls: list[str] = []
         self.violations: list[str] = []
         self.no_capacity: set[str] = set()
         self.running: list[Any] = []
-
-    # Errors on purpose
-
-    def fail(self, operation: str, kind: str, times: int = 1) -> None:
-        """Let the next calls of an operation go wrong.
-
-        ``throttle``, ``error`` (500), ``denied``, ``expired``, ``quota``: it answers with that and does nothing.
-        ``lost``: it does what was asked, and the reply never arrives. ``drop``: nothing arrives at all.
-        """
-        self.faults.append(Fault(operation, kind, times))
-
-    def fault(self, name: str) -> str | None:
-        """What is to go wrong with this call."""
-        with self.lock:
-            for item in self.faults:
-                if item.times > 0 and item.operation in (name, "*"):
-                    item.times -= 1
-                    return item.kind
-        return None
 
     # Training
 

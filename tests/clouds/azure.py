@@ -30,6 +30,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
+from tests.clouds.faulty import Faulty
+
 from .azure_blobs import SIGNATURE, BlobStore, place_of
 from .azure_models import ARM, HISTORY, MONITOR, problems
 from .containers import _KEPT, Serving, Training
@@ -53,15 +55,6 @@ class ApiError(Exception):
     def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
         self.status, self.code, self.headers = status, code, headers or {}
-
-
-@dataclass
-class Fault:
-    """What goes wrong with the next calls of an operation (``*`` for any)."""
-
-    operation: str
-    kind: str
-    times: int
 
 
 @dataclass
@@ -123,7 +116,7 @@ _ROUTES: tuple[tuple[str, str, str, str, str], ...] = (
 )  # fmt: skip
 
 
-class MachineLearning:
+class MachineLearning(Faulty):
     """The workspace's state; ``AzureServer`` puts it on a port.
 
     Args:
@@ -136,15 +129,13 @@ class MachineLearning:
     def __init__(self, folder: Path, blobs: BlobStore, pace: float, grace: float) -> None:
         self.folder, self.blobs, self.pace, self.grace = folder, blobs, pace, grace
         self.url = ""
-        self.lock = threading.RLock()
+        super().__init__()
         self.jobs: dict[str, Job] = {}
         self.environments: dict[tuple[str, str], dict[str, Any]] = {}
         self.assets: dict[tuple[str, str, str], dict[str, Any]] = {}
         self.endpoints: dict[str, Live] = {}
         self.settings: dict[str, dict[str, Any]] = {}
         self.operations: dict[str, Live] = {}
-        self.faults: list[Fault] = []
-        self.calls: list[str] = []
         self.violations: list[str] = []
         self.no_capacity: set[str] = set()
         self.actions, self.data_actions = ["*"], ["*"]
@@ -152,25 +143,6 @@ class MachineLearning:
         self.generation = ""
         self.prices: dict[str, dict[str, Any]] = {}
         self.running: list[Any] = []
-
-    # Errors on purpose
-
-    def fail(self, operation: str, kind: str, times: int = 1) -> None:
-        """Let the next calls of an operation go wrong.
-
-        ``throttle``, ``error`` (500), ``denied``, ``expired``, ``quota``, ``conflict``: it answers with that and does
-        nothing. ``lost``: it does what was asked, and the reply never arrives. ``drop``: nothing arrives at all.
-        """
-        self.faults.append(Fault(operation, kind, times))
-
-    def fault(self, name: str) -> str | None:
-        """What is to go wrong with this call."""
-        with self.lock:
-            for item in self.faults:
-                if item.times > 0 and item.operation in (name, "*"):
-                    item.times -= 1
-                    return item.kind
-        return None
 
     # The workspace
 

@@ -32,6 +32,8 @@ import psutil
 from databricks.sdk.service import catalog, compute, iam, jobs, serving
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
+from tests.clouds.faulty import Faulty
+
 from .containers import _KEPT, Training
 from .databricks_models import Mismatch, asked, strict
 from .vertex_containers import _PIP
@@ -75,15 +77,6 @@ def reply(document: dict[str, Any], kind: Any = None) -> Reply:
 def no(what: str) -> ApiError:
     """There is no such thing."""
     return ApiError(404, "RESOURCE_DOES_NOT_EXIST", f"{what} does not exist.")
-
-
-@dataclass
-class Fault:
-    """What goes wrong with the next calls of an operation (``*`` for any)."""
-
-    operation: str
-    kind: str
-    times: int
 
 
 @dataclass
@@ -184,7 +177,7 @@ class Served:
             os.kill(self.pid, signal.SIGKILL)
 
 
-class Workspace:
+class Workspace(Faulty):
     """The workspace's state; ``DatabricksServer`` puts it on a port.
 
     Args:
@@ -197,13 +190,11 @@ class Workspace:
         self.folder, self.pace, self.grace = folder, pace, grace
         self.root = folder / "root"
         (self.root / "Volumes" / CATALOG / SCHEMA / VOLUME).mkdir(parents=True)
-        self.lock = threading.RLock()
+        super().__init__()
         self.runs: dict[int, Run] = {}
         self.tokens: dict[str, int] = {}
         self.models: dict[str, dict[str, Any]] = {}
         self.endpoints: dict[str, Live] = {}
-        self.faults: list[Fault] = []
-        self.calls: list[str] = []
         self.no_capacity: set[str] = set()
         self.denied: set[str] = set()
         self.running: list[Any] = []
@@ -212,25 +203,6 @@ class Workspace:
         # What was said of versions of models, for the test that holds it against MLflow's own messages.
         self.registered: list[tuple[str, dict[str, Any]]] = []
         self._turn: dict[str, int] = {}
-
-    # Errors on purpose
-
-    def fail(self, operation: str, kind: str, times: int = 1) -> None:
-        """Let the next calls of an operation go wrong.
-
-        ``throttle`` (429), ``error`` (503), ``denied`` (403), ``expired`` (401), ``quota`` (429): it answers with that and
-        does nothing. ``lost``: it does what was asked, and the reply never arrives. ``drop``: nothing arrives at all.
-        """
-        self.faults.append(Fault(operation, kind, times))
-
-    def fault(self, name: str) -> str | None:
-        """What is to go wrong with this call."""
-        with self.lock:
-            for item in self.faults:
-                if item.times > 0 and item.operation in (name, "*"):
-                    item.times -= 1
-                    return item.kind
-        return None
 
     # Runs
 

@@ -31,6 +31,8 @@ from google.protobuf import empty_pb2, json_format
 from google.rpc import status_pb2
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
+from tests.clouds.faulty import Faulty
+
 from .containers import Training
 from .gcs import Gcs, Reply
 from .vertex_containers import ModelServer, argv, training_environment
@@ -65,15 +67,6 @@ def not_found(what: str) -> ApiError:
 
 
 @dataclass
-class Fault:
-    """What goes wrong with the next calls of an operation (``*`` for any)."""
-
-    operation: str
-    kind: str
-    times: int
-
-
-@dataclass
 class Job:
     """A training job: its message, and what the service knows beside it."""
 
@@ -95,7 +88,7 @@ class Live:
     busy: str = ""
 
 
-class Vertex:
+class Vertex(Faulty):
     """The service's state; ``GcpServer`` puts it on a port.
 
     Args:
@@ -108,37 +101,16 @@ class Vertex:
     def __init__(self, folder: Path, gcs: Gcs, pace: float, grace: float) -> None:
         self.folder, self.gcs, self.pace, self.grace = folder, gcs, pace, grace
         self.url = ""
-        self.lock = threading.RLock()
+        super().__init__()
         self.jobs: dict[str, Job] = {}
         self.models: dict[str, Any] = {}
         self.endpoints: dict[str, Live] = {}
         self.operations: dict[str, Any] = {}
         self.logs: list[dict[str, Any]] = []
-        self.faults: list[Fault] = []
-        self.calls: list[str] = []
         self.no_capacity: set[str] = set()
         self.running: list[Any] = []
         self.patience = 20.0
         self._last = 0
-
-    # Errors on purpose
-
-    def fail(self, operation: str, kind: str, times: int = 1) -> None:
-        """Let the next calls of an operation go wrong.
-
-        ``throttle`` (429), ``error`` (503), ``denied`` (403), ``expired`` (401), ``quota`` (429): it answers with that and
-        does nothing. ``lost``: it does what was asked, and the reply never arrives. ``drop``: nothing arrives at all.
-        """
-        self.faults.append(Fault(operation, kind, times))
-
-    def fault(self, name: str) -> str | None:
-        """What is to go wrong with this call."""
-        with self.lock:
-            for item in self.faults:
-                if item.times > 0 and item.operation in (name, "*"):
-                    item.times -= 1
-                    return item.kind
-        return None
 
     # Training
 

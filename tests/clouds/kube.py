@@ -30,6 +30,8 @@ from urllib.parse import parse_qsl, unquote
 import httpx
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
+from tests.clouds.faulty import Faulty
+
 from .containers import Training
 from .kube_kserve import LIGHT, Revisions
 from .kube_models import problems
@@ -91,15 +93,6 @@ class ApiError(Exception):
             "reason": self.reason,
             "code": self.code,
         }
-
-
-@dataclass
-class Fault:
-    """What goes wrong with the next calls of an operation (``create jobs``; ``*`` for any)."""
-
-    operation: str
-    kind: str
-    times: int
 
 
 @dataclass
@@ -854,18 +847,17 @@ def _json(document: Thing, status: int = 200) -> Reply:
     return Reply(status, json.dumps(document).encode())
 
 
-class KubeServer:
+class KubeServer(Faulty):
     """An API server on a port of this machine, and an S3 on another."""
 
     def __init__(self, folder: Path, *, pace: float = 0.03) -> None:
         from moto.moto_api._internal.models import moto_api_backend
         from moto.server import DomainDispatcherApplication, create_backend_app
 
+        super().__init__()
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.cluster = Cluster(folder, pace)
-        self.calls: list[str] = []
-        self.faults: list[Fault] = []
         self.denied: set[str] = set()
         self._judged: set[tuple[str, str]] = set()
         # moto keeps its buckets in the process; a new server starts with none.
@@ -888,22 +880,6 @@ class KubeServer:
             server.shutdown()
             server.server_close()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def fail(self, operation: str, kind: str, times: int = 1) -> None:
-        """Let the next calls of an operation go wrong.
-
-        ``throttle`` (429), ``error`` (500), ``denied`` (403), ``expired`` (401), ``quota`` (403): it answers with that and
-        does nothing. ``lost``: it does what was asked, and the reply never arrives. ``drop``: nothing arrives at all.
-        """
-        self.faults.append(Fault(operation, kind, times))
-
-    def _fault(self, name: str) -> str | None:
-        with self.cluster.lock:
-            for item in self.faults:
-                if item.times > 0 and item.operation in (name, "*"):
-                    item.times -= 1
-                    return item.kind
-        return None
 
     def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterator[bytes] | list[bytes]:
         raw = environ.get("RAW_URI") or environ["REQUEST_URI"]
@@ -931,7 +907,7 @@ class KubeServer:
             sub = f"/{match['sub']}" if match["sub"] else ""
             name = f"{'create' if sub == '/proxy' and verb == 'POST' else what} {match['kind']}{sub}"
         self.calls.append(name)
-        fault = self._fault(name)
+        fault = self.fault(name)
         if fault == "drop":
             raise _Lost
         _refuse(fault, name)

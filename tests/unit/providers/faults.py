@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from notebooked_dagster.errors import (
     CredentialsError,
     NotebookedError,
     ProviderError,
+    QuotaError,
     TrainingCancelledError,
     TrainingKilledError,
 )
@@ -38,6 +39,9 @@ class Kit:
         model: All of the model, below the job's folder.
         facts: The file of it that is read first.
         output: Where the script's output lies.
+        submit: The call that starts a job.
+        refusals: What is said where that is refused: by fault.
+        listing: The calls that list jobs.
         stop: Stops a job as somebody does at the cloud's console.
         no_model: What is said where nothing is left of a model.
     """
@@ -47,6 +51,9 @@ class Kit:
     jobs: Callable[[], list[str]]
     ended: Callable[[str], object]
     put: Callable[[str, bytes | None], object]
+    submit: str
+    refusals: Mapping[str, str]
+    listing: frozenset[str]
     model: str = "model/model.tar.gz"
     facts: str = "model/model.tar.gz"
     output: str = "output.tar.gz"
@@ -103,6 +110,42 @@ class JobFaults:
             "sample",
         )
         assert kit.jobs() == [first.id]
+
+    def test_listing_fetches_nothing_of_jobs_that_others_submitted(
+        self, kit: Kit, provider: CloudProvider, experiment: Experiment, tmp_path: Path
+    ) -> None:
+        first = provider.train(dataclasses.replace(experiment, name="two_words"))
+        other = kit.machine(tmp_path / "another-machine")
+        kit.emulator.calls.clear()
+        (seen,) = other.list_jobs("two_words")
+        assert (seen.id, seen.status, seen.experiment) == (first.id, JobStatus.SUCCEEDED, "two-words")
+        assert other.list_jobs("else") == []
+        assert set(kit.emulator.calls) == kit.listing
+        assert not list((tmp_path / "another-machine").rglob("job.json"))
+        assert other.status(first.id).experiment == "two_words"
+
+    @pytest.mark.parametrize(
+        ("fault", "error"),
+        [("quota", QuotaError), ("denied", CredentialsError), ("expired", CredentialsError)],
+    )
+    def test_a_refused_submission_leaves_nothing(
+        self,
+        kit: Kit,
+        provider: CloudProvider,
+        experiment: Experiment,
+        fault: str,
+        error: type[ProviderError],
+    ) -> None:
+        # Credentials that have expired are renewed once by themselves, by some SDKs.
+        kit.emulator.fail(kit.submit, fault, times=3 if fault == "expired" else 1)
+        with pytest.raises(error) as caught:
+            provider.train(experiment)
+        assert kit.refusals[fault] in str(caught.value)
+        assert caught.value.exit_code == 2
+        assert provider.list_jobs() == []
+        kit.emulator.faults.clear()
+        # The same run, tried again when that is mended, is a new try and not the old failure.
+        assert provider.train(experiment).status is JobStatus.SUCCEEDED
 
     def test_the_network_may_be_away_while_a_job_is_waited_for(
         self, kit: Kit, experiment: Experiment, tmp_path: Path

@@ -74,6 +74,9 @@ def kit(azure: AzureServer, monkeypatch: pytest.MonkeyPatch) -> Kit:
         jobs=lambda: list(azure.ml.jobs),
         ended=lambda job: azure.ml.jobs[job].status in ("Completed", "Canceled"),
         put=put,
+        submit="Jobs_CreateOrUpdate",
+        refusals={"quota": "Quotas in the portal", "denied": "jobs/write", "expired": "az login"},
+        listing=frozenset({"Jobs_List"}),
         model="model",
         facts="model/model.json",
         output="output",
@@ -109,20 +112,6 @@ provider.train(Experiment("sample", Path({str(experiment.scripts)!r}), idempoten
     assert list(azure.ml.jobs) == [job.id]
 
 
-def test_listing_fetches_nothing_of_jobs_that_others_submitted(
-    azure: AzureServer, provider: AzureProvider, experiment: Experiment, tmp_path: Path
-) -> None:
-    first = provider.train(dataclasses.replace(experiment, name="two_words"))
-    other = azure_provider(tmp_path / "another-machine", azure)
-    azure.ml.calls.clear()
-    (seen,) = other.list_jobs("two_words")
-    assert (seen.id, seen.status, seen.experiment) == (first.id, JobStatus.SUCCEEDED, "two-words")
-    assert other.list_jobs("else") == []
-    assert set(azure.ml.calls) == {"Jobs_List"}
-    assert not (tmp_path / "another-machine" / "azure").exists()
-    assert other.status(first.id).experiment == "two_words"
-
-
 def test_a_lost_reply_to_the_submission_is_no_second_job(
     azure: AzureServer, provider: AzureProvider, experiment: Experiment
 ) -> None:
@@ -155,28 +144,6 @@ def test_throttling_and_faults_of_the_service_are_waited_out(
     azure.ml.fail("Runs_GetDetails", "error", times=2)
     assert provider.train(experiment).status is JobStatus.SUCCEEDED
     assert len(azure.ml.jobs) == 1
-
-
-@pytest.mark.parametrize(
-    ("fault", "error", "said"),
-    [("quota", QuotaError, "Quotas in the portal"), ("denied", CredentialsError, "jobs/write"), ("expired", CredentialsError, "az login")],
-)  # fmt: skip
-def test_a_refused_submission_leaves_nothing(
-    azure: AzureServer,
-    provider: AzureProvider,
-    experiment: Experiment,
-    fault: str,
-    error: type[ProviderError],
-    said: str,
-) -> None:
-    azure.ml.fail("Jobs_CreateOrUpdate", fault)
-    with pytest.raises(error) as caught:
-        provider.train(experiment)
-    assert said in str(caught.value)
-    assert caught.value.exit_code == 2
-    assert provider.list_jobs() == []
-    # The same run, tried again when that is mended, is a new try and not the old failure.
-    assert provider.train(experiment).status is JobStatus.SUCCEEDED
 
 
 def test_blobs_that_may_not_be_written_are_told_as_that(

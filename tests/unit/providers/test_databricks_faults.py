@@ -18,7 +18,6 @@ import pytest
 
 from notebooked_dagster.errors import (
     ConfigError,
-    CredentialsError,
     DeploymentConflictError,
     DeploymentError,
     EndpointNotFoundError,
@@ -95,6 +94,9 @@ def kit(server: DatabricksServer) -> Kit:
         jobs=lambda: names(server),
         ended=lambda name: all(run.ended for run in server.workspace.runs.values()),
         put=put,
+        submit="submit_run",
+        refusals={"quota": "higher limit", "denied": "plan --policy", "expired": "databricks auth login"},
+        listing=frozenset({"list_runs"}),
         stop=stop,
     )
 
@@ -169,25 +171,6 @@ def test_short_trouble_while_submitting_makes_one_run(
     job = provider.train(experiment)
     assert job.status is JobStatus.SUCCEEDED
     assert names(server) == [job.id]
-
-
-@pytest.mark.parametrize(
-    ("kind", "error"), [("denied", CredentialsError), ("expired", CredentialsError), ("quota", QuotaError)]
-)
-def test_a_refusal_leaves_nothing_and_the_same_run_may_try_again(
-    server: DatabricksServer,
-    provider: DatabricksProvider,
-    experiment: Experiment,
-    kind: str,
-    error: type[NotebookedError],
-) -> None:
-    server.workspace.fail("submit_run", kind)
-    with pytest.raises(error) as caught:
-        provider.train(experiment)
-    assert caught.value.exit_code == 2
-    assert caught.value.hint
-    assert provider.list_jobs() == []
-    assert provider.train(experiment).status is JobStatus.SUCCEEDED
 
 
 def test_a_machine_that_the_workspace_has_not_is_the_users_error(

@@ -96,6 +96,13 @@ def kit(kube: KubeServer) -> Kit:
         jobs=lambda: jobs(kube),
         ended=lambda name: kube.cluster.things["jobs"][name].get("status", {}).get("conditions"),
         put=put,
+        submit="create jobs",
+        refusals={
+            "quota": "exceeded quota: team",
+            "denied": "It takes `create` on `jobs`",
+            "expired": "log in again",
+        },
+        listing=frozenset({"list jobs", "get /apis/kubeflow.org/v1"}),
         model="model.tar.gz",
         facts="model.tar.gz",
     )
@@ -139,11 +146,6 @@ def test_another_machine_finds_a_job_that_the_cluster_has_removed(
 ) -> None:
     first = provider.train(dataclasses.replace(experiment, name="two_words"))
     other = kubernetes_provider(tmp_path / "another-machine", kube)
-    kube.calls.clear()
-    (seen,) = other.list_jobs("two_words")
-    assert (seen.id, seen.status, seen.experiment) == (first.id, JobStatus.SUCCEEDED, "two-words")
-    # Whether there is Kubeflow is asked once.
-    assert kube.calls == ["list jobs", "get /apis/kubeflow.org/v1"]
     # As a run looks that is tried again, and then trains.
     looked_up = other.job_of("two_words", "run-1")
     assert looked_up is not None
@@ -186,33 +188,6 @@ def test_lost_replies_throttling_and_faults_are_waited_out(
     assert provider.train(experiment).status is JobStatus.SUCCEEDED
     assert len(jobs(kube)) == 1
     assert all(item.times == 0 for item in kube.faults)
-
-
-@pytest.mark.parametrize(
-    ("fault", "error", "said"),
-    [
-        ("quota", QuotaError, "exceeded quota: team"),
-        ("denied", CredentialsError, "It takes `create` on `jobs`"),
-        ("expired", CredentialsError, "log in again"),
-    ],
-)
-def test_a_refused_submission_leaves_nothing(
-    kube: KubeServer,
-    provider: KubernetesProvider,
-    experiment: Experiment,
-    fault: str,
-    error: type[ProviderError],
-    said: str,
-) -> None:
-    # After a 401 the credentials are read anew, and it is asked once more.
-    kube.fail("create jobs", fault, times=2 if fault == "expired" else 1)
-    with pytest.raises(error) as caught:
-        provider.train(experiment)
-    assert said in str(caught.value)
-    assert caught.value.exit_code == 2
-    assert provider.list_jobs() == []
-    # The same run, tried again when that is mended, is a new try and not the old failure.
-    assert provider.train(experiment, wait=False).id in jobs(kube)
 
 
 def test_a_token_that_expired_is_replaced(

@@ -59,6 +59,9 @@ def kit(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> Kit:
         jobs=lambda: list(aws.sagemaker.jobs),
         ended=lambda job: aws.sagemaker.jobs[job].status in ("Completed", "Stopped"),
         put=put,
+        submit="CreateTrainingJob",
+        refusals={"quota": "service limit", "denied": "CreateTrainingJob", "expired": "renew"},
+        listing=frozenset({"ListTrainingJobs"}),
         model="output/model.tar.gz",
         facts="output/model.tar.gz",
         output="output/output.tar.gz",
@@ -123,20 +126,6 @@ def tmp_record(provider: SageMakerProvider, job_id: str) -> Path:
     return provider.state / "jobs" / job_id / "job.json"
 
 
-def test_listing_fetches_nothing_of_jobs_that_others_submitted(
-    aws: AwsServer, provider: SageMakerProvider, experiment: Experiment, tmp_path: Path
-) -> None:
-    first = provider.train(dataclasses.replace(experiment, name="two_words"))
-    other = sagemaker_provider(tmp_path / "another-machine")
-    aws.sagemaker.calls.clear()
-    (seen,) = other.list_jobs("two_words")
-    assert (seen.id, seen.status, seen.experiment) == (first.id, JobStatus.SUCCEEDED, "two-words")
-    assert other.list_jobs("else") == []
-    assert set(aws.sagemaker.calls) == {"ListTrainingJobs"}
-    assert not (tmp_path / "another-machine" / "sagemaker").exists()
-    assert other.status(first.id).experiment == "two_words"
-
-
 def test_a_lost_reply_to_the_submission_is_no_second_job(
     aws: AwsServer, provider: SageMakerProvider, experiment: Experiment
 ) -> None:
@@ -152,28 +141,6 @@ def test_throttling_and_faults_of_the_service_are_waited_out(
     aws.sagemaker.fail("CreateTrainingJob", "error", times=2)
     assert provider.train(experiment).status is JobStatus.SUCCEEDED
     assert len(aws.sagemaker.jobs) == 1
-
-
-@pytest.mark.parametrize(
-    ("fault", "error", "said"),
-    [("quota", QuotaError, "service limit"), ("denied", CredentialsError, "CreateTrainingJob"), ("expired", CredentialsError, "renew")],
-)  # fmt: skip
-def test_a_refused_submission_leaves_nothing(
-    aws: AwsServer,
-    provider: SageMakerProvider,
-    experiment: Experiment,
-    fault: str,
-    error: type[ProviderError],
-    said: str,
-) -> None:
-    aws.sagemaker.fail("CreateTrainingJob", fault)
-    with pytest.raises(error) as caught:
-        provider.train(experiment)
-    assert said in str(caught.value)
-    assert caught.value.exit_code == 2
-    assert provider.list_jobs() == []
-    # The same run, tried again when that is mended, is a new try and not the old failure.
-    assert provider.train(experiment).status is JobStatus.SUCCEEDED
 
 
 def test_a_machine_that_the_region_does_not_have_is_a_configuration_error(

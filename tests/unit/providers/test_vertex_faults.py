@@ -92,6 +92,13 @@ def kit(gcp: GcpServer) -> Kit:
         jobs=lambda: names(gcp),
         ended=lambda name: all(job.message.HasField("end_time") for job in gcp.vertex.jobs.values()),
         put=put,
+        submit="CreateCustomJob",
+        refusals={
+            "quota": "custom_model_training_cpus",
+            "denied": "aiplatform.customJobs.create",
+            "expired": "renew",
+        },
+        listing=frozenset({"ListCustomJobs"}),
         stop=stop,
     )
 
@@ -168,18 +175,6 @@ def test_a_job_that_somebody_deleted_may_be_submitted_anew(
     assert names(gcp) == [first.id]
 
 
-def test_listing_fetches_nothing_of_jobs_that_others_submitted(
-    gcp: GcpServer, provider: VertexProvider, experiment: Experiment, tmp_path: Path
-) -> None:
-    first = provider.train(dataclasses.replace(experiment, name="two_words"))
-    other = vertex_provider(tmp_path / "another-machine", gcp)
-    gcp.vertex.calls.clear()
-    (seen,) = other.list_jobs("two_words")
-    assert (seen.id, seen.status, seen.experiment) == (first.id, JobStatus.SUCCEEDED, "two-words")
-    assert set(gcp.vertex.calls) == {"ListCustomJobs"}
-    assert other.status(first.id).experiment == "two_words"
-
-
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_lost_reply_to_the_submission_is_no_second_job(
     gcp: GcpServer, provider: VertexProvider, experiment: Experiment, times: int
@@ -228,34 +223,6 @@ def test_throttling_and_faults_of_the_service_are_waited_out(
     gcp.vertex.fail("ReadObject", "error", times=2)
     assert provider.train(experiment).status is JobStatus.SUCCEEDED
     assert len(gcp.vertex.jobs) == 1
-
-
-@pytest.mark.parametrize(
-    ("fault", "error", "said"),
-    [
-        ("quota", QuotaError, "custom_model_training_cpus"),
-        ("denied", CredentialsError, "aiplatform.customJobs.create"),
-        ("expired", CredentialsError, "renew"),
-    ],
-)
-def test_a_refused_submission_leaves_nothing(
-    gcp: GcpServer,
-    provider: VertexProvider,
-    experiment: Experiment,
-    fault: str,
-    error: type[ProviderError],
-    said: str,
-) -> None:
-    # An answer of 401 is tried again by google.auth itself, with a new token.
-    gcp.vertex.fail("CreateCustomJob", fault, times=3 if fault == "expired" else 1)
-    with pytest.raises(error) as caught:
-        provider.train(experiment)
-    assert said in str(caught.value)
-    assert caught.value.exit_code == 2
-    assert provider.list_jobs() == []
-    gcp.vertex.faults.clear()
-    # The same run, tried again when that is mended, is a new try and not the old failure.
-    assert provider.train(experiment).status is JobStatus.SUCCEEDED
 
 
 @pytest.mark.parametrize(
