@@ -71,7 +71,7 @@ def _tell(problem: NotebookedError, as_json: bool) -> None:
         f"{click.style('Error', fg='red', bold=True)}: {place}{REDACTOR.redact(problem.message)}", err=True
     )
     if problem.hint:
-        click.echo(f"  {problem.hint}", err=True)
+        click.echo(f"  {REDACTOR.redact(problem.hint)}", err=True)
 
 
 def _tell_usage(problem: click.ClickException, as_json: bool) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from notebooked_dagster.core.redaction import REDACTOR
 from notebooked_dagster.errors import JobNotFoundError
 
 from .options import session, shared_options
@@ -62,10 +63,12 @@ def logs_command(name: str, follow: bool, endpoint: bool, version: str | None, p
         source, job = _job(project, name, provider)
         lines = source.logs(job, follow=follow)
         told = {"job": job}
+    # Of a job that runs they are as it printed them.
+    masked = map(REDACTOR.redact, lines)
     if session().json:
-        session().emit({**told, "lines": list(lines)}, lambda: None)
+        session().emit({**told, "lines": list(masked)}, lambda: None)
         return
-    for line in lines:
+    for line in masked:
         click.echo(line)
 
 

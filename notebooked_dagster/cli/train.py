@@ -233,16 +233,15 @@ def _submit(project: Project, job: str, ops: dict[str, dict[str, Any]], partitio
     """Hand a run to the instance, as ``dagster job launch`` does; the daemon starts it."""
     run_id = str(uuid.uuid4())
     config = {"ops": {name: {"config": values} for name, values in ops.items() if values}}
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
-        # JSON is YAML.
-        json.dump(config if config["ops"] else {}, file)
     command = [str(Path(sys.executable).with_name("dagster")), "job", "launch", *_location(project)]
-    command += ["-j", job, "--run-id", run_id, "-c", file.name]
+    command += ["-j", job, "--run-id", run_id]
     if partition is not None:
         command += ["--tags", json.dumps({"dagster/partition": partition})]
-    with project.instance():
-        finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    Path(file.name).unlink(missing_ok=True)
+    with project.instance(), tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        # JSON is YAML.
+        json.dump(config if config["ops"] else {}, file)
+        file.flush()
+        finished = subprocess.run([*command, "-c", file.name], capture_output=True, text=True, check=False)
     if finished.returncode != 0:
         raise ProviderError(
             "The run was not taken.",

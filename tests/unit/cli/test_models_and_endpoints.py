@@ -115,8 +115,10 @@ def test_a_partition_where_there_are_none(make: Callable[[str], HandProject]) ->
     assert "has no partitions" in run("train", "iris", "--partition", "eu", code=1)
 
 
-def test_logs_by_experiment_by_job_and_of_endpoints(make: Callable[[str], HandProject]) -> None:
-    make("")
+def test_logs_by_experiment_by_job_and_of_endpoints(
+    make: Callable[[str], HandProject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make("")
     assert "has no training job yet" in run("logs", "iris", code=2)
     run("train", "iris")
     run("deploy", "iris")
@@ -125,6 +127,10 @@ def test_logs_by_experiment_by_job_and_of_endpoints(make: Callable[[str], HandPr
     assert "iris champion" in run("logs", "iris", "--endpoint")
     assert "iris 1" in run("logs", "iris", "--version", "1")
     assert "--follow is for" in run("logs", "iris", "--endpoint", "-f", code=1)
+    # Of a job that runs they are as it printed them.
+    monkeypatch.setenv("SOURCE_TOKEN", "hunter2-hunter2")
+    monkeypatch.setattr(project.provider, "logs", lambda job, follow: iter(["asked with hunter2-hunter2"]))
+    assert run("logs", "job-1") == "asked with ***\n"
 
 
 def test_deleting_where_nobody_can_be_asked(make: Callable[[str], HandProject]) -> None:
