@@ -6,6 +6,7 @@ Without ``dagster_pipes``, or where the place cannot be reached, it trains all t
 """
 
 import importlib
+import io
 import os
 import runpy
 import sys
@@ -70,10 +71,14 @@ def reporting() -> "Iterator[None]":
 def folder_writer(pipes: Any) -> Any:
     """Writes numbered files, each of which appears when it is whole."""
 
-    class Channel(pipes.PipesBufferedFilesystemMessageWriterChannel):  # type: ignore[misc]
+    class Channel(pipes.PipesBlobStoreMessageWriterChannel):  # type: ignore[misc]
+        def __init__(self, folder: str) -> None:
+            super().__init__(interval=INTERVAL)
+            self.folder = folder
+
         def upload_messages_chunk(self, payload: Any, index: int) -> None:
-            path = os.path.join(self._path, f"{index}.json")
-            half = os.path.join(self._path, f".{index}.half")
+            path = os.path.join(self.folder, f"{index}.json")
+            half = os.path.join(self.folder, f".{index}.half")
             with open(half, "w", encoding="utf-8") as stream:
                 stream.write(payload.read())
             os.replace(half, path)
@@ -82,11 +87,10 @@ def folder_writer(pipes: Any) -> Any:
         def make_channel(self, params: Any) -> Any:
             folder = params["folder"]
             os.makedirs(folder, exist_ok=True)
-            channel = Channel(folder, interval=self.interval)
-            # A machine that was taken away and started again goes on after what it has said.
-            while os.path.exists(os.path.join(folder, f"{channel._counter}.json")):
-                channel._counter += 1
-            return channel
+            said = 0
+            while os.path.exists(os.path.join(folder, f"{said + 1}.json")):
+                said += 1
+            return going_on(Channel(folder), said)
 
     return Writer(interval=INTERVAL)
 
@@ -99,14 +103,35 @@ def s3_writer(pipes: Any, place: Any) -> Any:
 
     class Writer(pipes.PipesS3MessageWriter):  # type: ignore[misc]
         def make_channel(self, params: Any) -> Any:
-            channel = super().make_channel(params)
             pages = client.get_paginator("list_objects_v2").paginate(
                 Bucket=params["bucket"], Prefix=params["key_prefix"] + "/"
             )
-            channel._counter += sum(page.get("KeyCount", 0) for page in pages)
-            return channel
+            return going_on(super().make_channel(params), sum(page.get("KeyCount", 0) for page in pages))
 
     return Writer(client, interval=INTERVAL)
+
+
+def going_on(channel: Any, said: int) -> Any:
+    """The channel, which goes on after so many messages: a machine that was taken away and started again has said some.
+
+    What cannot be sent is sent with what follows. To Dagster's loop, which sends, it would be the end of all that is told.
+    """
+    upload, unsent = channel.upload_messages_chunk, ""
+
+    def send(payload: Any, index: int) -> None:
+        nonlocal said, unsent
+        text = unsent + payload.read()
+        try:
+            upload(io.StringIO(text), index + said)
+        except Exception as error:
+            if not unsent:
+                print(f"[notebooked] Not told yet: {type(error).__name__}: {error}", flush=True)
+            unsent, said = f"{text}\n", said - 1
+        else:
+            unsent = ""
+
+    channel.upload_messages_chunk = send
+    return channel
 
 
 def tell_metrics(context: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -108,6 +109,27 @@ def test_a_process_that_is_started_again_goes_on_counting(tmp_path: Path) -> Non
     for _ in range(2):
         assert run(tmp_path, place, "pass").returncode == 0
     assert [item["method"] for item in messages(tmp_path / "messages")] == ["opened", "closed"] * 2
+
+
+def test_what_could_not_be_sent_is_sent_with_what_follows(capsys: pytest.CaptureFixture[str]) -> None:
+    sent: dict[int, str] = {}
+    away = True
+
+    class Channel:
+        def upload_messages_chunk(self, payload: io.StringIO, index: int) -> None:
+            if away:
+                raise OSError("no way there")
+            sent[index] = payload.read()
+
+    channel = pipes_process.going_on(Channel(), 2)
+    for index, text in enumerate(("one", "two"), 1):
+        channel.upload_messages_chunk(io.StringIO(text), index)
+    away = False
+    for index, text in enumerate(("three", "four"), 3):
+        channel.upload_messages_chunk(io.StringIO(text), index)
+    # Without a gap: whoever reads them stops at the first number that is not there.
+    assert sent == {3: "one\ntwo\nthree", 4: "four"}
+    assert capsys.readouterr().out == "[notebooked] Not told yet: OSError: no way there\n"
 
 
 @pytest.mark.parametrize(("source", "code"), [("raise ValueError('odd')", 1), ("raise SystemExit(3)", 3)])
