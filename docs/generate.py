@@ -55,6 +55,7 @@ def environment_page() -> str:
     rows = [f"| `NOTEBOOKED_{name.upper()}` | {described[name]} |" for name in Settings.model_fields]
     # Read where nothing of the settings is loaded yet.
     rows += [
+        "| `NOTEBOOKED_DEBUG` | Show tracebacks. |",
         f"| `{storage.VARIABLE}` | Address of the PostgreSQL database that Dagster keeps its runs and events in; SQLite where unset. |",
         "| `OTEL_EXPORTER_OTLP_ENDPOINT` | Where traces are sent to, as OpenTelemetry has it; nothing is traced where it is unset ([Traces](../deployment.md#traces)). |",
         f"| `{tracing.VARIABLE}` | The trace that a process goes on with, as the W3C has it; trainings are handed theirs. |",

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from notebooked_dagster.core.redaction import REDACTOR
+from notebooked_dagster.core.secrets import load_dotenv
 from notebooked_dagster.core.settings import Settings
 from notebooked_dagster.errors import EXIT_USER, NotebookedError
 
-from .options import session, shared_options
+from .options import Session, session, shared_options
 
 if TYPE_CHECKING:
     from notebooked_dagster.resources import Workplace
@@ -55,27 +57,40 @@ class Check:
 @shared_options
 def doctor_command() -> None:
     """Check the installation and the project. Exits 1 where something does not work."""
-    checks = list(examine(session().settings()))
+    checks = list(examine(session()))
     data = {"checks": [asdict(check) for check in checks], "ok": all(c.state != "error" for c in checks)}
     session().emit(data, lambda: "\n".join(_line(check) for check in checks))
     if not data["ok"]:
         click.get_current_context().exit(EXIT_USER)
 
 
-def examine(settings: Settings) -> Iterator[Check]:
+def examine(found: Session) -> Iterator[Check]:
     """Every check, in order; one that fails does not stop the others."""
+    # First, and before the settings are made: what follows sees the project as every other command does.
+    yield from _guarded("dotenv", _dotenv(found.root()))
+    settings = found.settings()
     examiners: tuple[Callable[[Settings], Iterator[Check]], ...] = (
         _python, _packages, _dagster, _project, _tracked_keys, _disk, _mlflow, _traces, _port, _endpoints,
     )  # fmt: skip
     for examiner in examiners:
-        try:
-            yield from examiner(settings)
-        except NotebookedError as problem:
-            yield Check(examiner.__name__.strip("_"), "error", str(problem), problem.hint or "")
-        except OSError as problem:
-            yield Check(
-                examiner.__name__.strip("_"), "error", str(problem), "Check the file and its permissions."
-            )
+        yield from _guarded(examiner.__name__.strip("_"), examiner(settings))
+
+
+def _guarded(name: str, checks: Iterator[Check]) -> Iterator[Check]:
+    try:
+        yield from checks
+    except NotebookedError as problem:
+        place = f"{problem.where}: " if problem.where else ""
+        yield Check(name, "error", f"{place}{problem.message}", problem.hint or "")
+    except OSError as problem:
+        yield Check(name, "error", str(problem), "Check the file and its permissions.")
+
+
+def _dotenv(root: Path) -> Iterator[Check]:
+    added = load_dotenv(root)
+    REDACTOR.add_environment(os.environ)
+    if added:
+        yield Check(".env", "ok", f"sets {', '.join(added)}")
 
 
 def _python(settings: Settings) -> Iterator[Check]:
@@ -121,16 +136,16 @@ def _dagster(settings: Settings) -> Iterator[Check]:
             "DAGSTER_HOME", "error", f"{home} is no absolute path of a folder", "Point it at the project."
         )
         return
+    import yaml
     from dagster import DagsterError, DagsterInstance
 
     try:
         with _at(home, settings.root), DagsterInstance.get() as instance:
             count = instance.get_runs_count()
             storage = type(instance.run_storage).__name__
-    except DagsterError as problem:
-        yield Check(
-            "dagster instance", "error", str(problem).split("\n")[0], f"Check {folder / 'dagster.yaml'}."
-        )
+    except (DagsterError, yaml.YAMLError) as problem:
+        said = " ".join(str(problem).split()) if isinstance(problem, yaml.YAMLError) else str(problem)
+        yield Check("dagster instance", "error", said.split("\n")[0], f"Check {folder / 'dagster.yaml'}.")
         return
     yield Check("dagster instance", "ok", f"{folder}, {storage}, {count} runs")
 

@@ -173,6 +173,7 @@ class Project:
     def instance(self) -> Iterator[dg.DagsterInstance]:
         """The Dagster instance. Raises ConfigError where there is none to show runs in."""
         import dagster as dg
+        import yaml
         from dagster._core.errors import DagsterInvalidConfigError, DagsterInvariantViolationError
 
         if not os.environ.get("DAGSTER_HOME"):
@@ -183,11 +184,11 @@ class Project:
             )
         try:
             found = dg.DagsterInstance.get()
-        except (DagsterInvariantViolationError, DagsterInvalidConfigError) as problem:
+        except (DagsterInvariantViolationError, DagsterInvalidConfigError, yaml.YAMLError) as problem:
             home = Path(os.environ["DAGSTER_HOME"])
             right = home.is_absolute() and home.is_dir()
             raise ConfigError(
-                f"The Dagster instance cannot be opened: {str(problem).strip()}",
+                f"The Dagster instance cannot be opened: {' '.join(str(problem).split())}",
                 path=home / "dagster.yaml" if right else home,
                 hint="Correct the file." if right else "Correct DAGSTER_HOME, or make the folder.",
             ) from problem

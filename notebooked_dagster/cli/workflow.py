@@ -92,6 +92,11 @@ def generate_workflow_command(
         )
     if not check:
         write_atomic(path, text)
+    if not (root / requirements).is_file():
+        session().note(
+            f"There is no {requirements}, by which CI installs the project; commit one that names notebooked-dagster with the "
+            "extras you use and what the notebooks import."
+        )
     left_out = [spec.name for spec in everything if spec.partitions is not None]
     session().emit(
         {"path": str(path), "experiments": [spec.name for spec in specs], "left_out": left_out},

@@ -21,7 +21,6 @@ class Settings(BaseSettings):
         state_dir: What the project makes and can make again; ``<root>/.notebooked`` where unset.
         assets_dir: The declarations; ``<root>/assets`` where unset.
         scripts_dir: The generated scripts, a folder an experiment; ``<root>/scripts`` where unset.
-        debug: Show tracebacks.
         tracking_uri: The MLflow tracking server; SQLite under the state folder where unset. MLflow's own
             ``MLFLOW_TRACKING_URI`` is honoured where this is unset.
     """
@@ -33,7 +32,6 @@ class Settings(BaseSettings):
     state_dir: Path | None = None
     assets_dir: Path | None = None
     scripts_dir: Path | None = None
-    debug: bool = False
     tracking_uri: str | None = None
 
     @cached_property

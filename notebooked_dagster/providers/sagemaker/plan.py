@@ -21,7 +21,7 @@ from notebooked_dagster.providers.cloud.provider import job_name
 
 from . import prices
 from .policy import caller_policy, role_policy, trust_policy
-from .session import code_of, message_of
+from .session import code_of, message_of, translated
 
 if TYPE_CHECKING:
     from .provider import SageMakerProvider
@@ -122,16 +122,24 @@ def _looked(
 
 def _ask(what: str, question: Callable[[], Any]) -> Any:
     """An answer, or what is to be said of there being none."""
-    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.exceptions import ClientError
 
     try:
-        return question()
-    except ClientError as error:
-        if code_of(error) in ("AccessDenied", "AccessDeniedException", "NotImplemented", "501", "403"):
-            return PlanItem("unknown", f"{what} cannot be looked at: {message_of(error)}")
-        return PlanItem("missing", f"{what}: {message_of(error)}")
-    except (BotoCoreError, NotebookedError) as error:
-        return PlanItem("missing", f"{what}: {error}", getattr(error, "hint", None) or "")
+        with translated(what):
+            try:
+                return question()
+            except ClientError as error:
+                if code_of(error) in (
+                    "AccessDenied",
+                    "AccessDeniedException",
+                    "NotImplemented",
+                    "501",
+                    "403",
+                ):
+                    return PlanItem("unknown", f"{what} cannot be looked at: {message_of(error)}")
+                return PlanItem("missing", f"{what}: {message_of(error)}")
+    except NotebookedError as error:
+        return PlanItem("missing", error.message, error.hint or "")
 
 
 def _bucket(provider: SageMakerProvider) -> Iterator[PlanItem]:

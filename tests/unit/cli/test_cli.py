@@ -305,3 +305,26 @@ def test_doctor_finds_what_does_not_work(tmp_path: Path, monkeypatch: pytest.Mon
         states["assets/sample/defs.yaml"] == states["assets/other/defs.yaml"] == states["mlflow"] == "error"
     )
     assert "hunter2secret" not in bad.stdout
+
+
+def test_doctor_sees_the_project_as_other_commands_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("init", tmp_path)
+    (tmp_path / ".env").write_text("NOTEBOOKED_TRACKING_URI=http://127.0.0.1:9\n")
+    (tmp_path / "dagster.yaml").write_text("storage: [1")
+    # What .env sets is unset again after the test.
+    monkeypatch.setenv("NOTEBOOKED_TRACKING_URI", "")
+    monkeypatch.delenv("NOTEBOOKED_TRACKING_URI")
+    result = run("--project", tmp_path, "doctor", "--json")
+    checks = {c["name"]: c for c in json.loads(result.stdout)["checks"]}
+    assert checks[".env"]["message"] == "sets NOTEBOOKED_TRACKING_URI"
+    assert "127.0.0.1:9" in checks["mlflow"]["message"]
+    assert (checks["dagster instance"]["state"], result.exit_code) == ("error", 1)
+    assert str(tmp_path / "dagster.yaml") in checks["dagster instance"]["message"]
+    (tmp_path / ".env").write_bytes(b"\xff\xfe")
+    checks = {
+        c["name"]: c for c in json.loads(run("--project", tmp_path, "doctor", "--json").stdout)["checks"]
+    }
+    assert checks["dotenv"]["fix"] == "Save it as UTF-8."
+    assert "Save it" not in checks["dotenv"]["message"]
