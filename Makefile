@@ -33,8 +33,9 @@ demo: $(VENV)/.demo ## Set everything up, train and deploy a sample experiment, 
 
 test: $(VENV)/.dev $(VENV)/.torch $(VENV)/.browser $(VENV)/.azurite $(VENV)/.sshd ## Set everything up and pass all tests
 	@$(MAKE) --no-print-directory check
-	# Most tests wait for processes of their own, so more workers than cores; the long files come first (tests/conftest.py).
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	# Most tests wait more than they compute: four workers leave a quarter of two cores idle, six a twelfth. The long files
+	# come first (tests/conftest.py).
+	$(BIN)/python -m pytest -n 6 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: $(VENV)/.dev ## Format, lint, types, who imports whom
 	@$(BIN)/ruff format --check .

@@ -58,9 +58,9 @@ class SkipWatch:
 # What takes long first: the last file that a worker takes decides when all is done.
 FIRST = (
     "tests/end_to_end",
+    "tests/edge",
     "tests/unit/providers",
     "tests/contract",
-    "tests/edge",
     "tests/unit/test_",
     "tests/unit/tracking",
     "tests/unit/serving",
