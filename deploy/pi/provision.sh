@@ -63,10 +63,12 @@ case "$package" in
   *) package="${package}[edge]" ;;
 esac
 
-# rsync sends only the code that changed; python3-venv is what uv is installed with.
+# rsync sends only the code that changed; python3-venv is what uv is installed with; alsa-utils has `aconnect`, and brings the library
+# without which no MIDI device can be opened.
 missing=""
 is command -v rsync || missing="$missing rsync"
 is /usr/bin/python3 -c "import ensurepip" || missing="$missing python3-venv"
+is command -v aconnect || missing="$missing alsa-utils"
 if [ -n "$missing" ]; then
   run apt-get update
   # shellcheck disable=SC2086

@@ -21,8 +21,13 @@ def needed(module: str, package: str, what: str) -> Any:
     """
     try:
         return import_module(module)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise MissingPackageError(
             f"{what} needs {package}: {error}.",
             hint="Install it: pip install 'notebooked-dagster[edge]'.",
+        ) from error
+    except ImportError as error:
+        raise MissingPackageError(
+            f"{what} needs {package}, which cannot be loaded: {error}.",
+            hint="Install the library that it names; on Raspberry Pi OS and Debian, `apt install alsa-utils` brings ALSA's.",
         ) from error

@@ -67,7 +67,7 @@ def test_it_writes_what_a_device_needs_and_a_second_time_nothing(tmp_path: Path,
     assert found["var/lib/notebooked/.ssh/authorized_keys"][1] == f"{KEY}\n"
     ran = "\n".join(line.removeprefix("run: ") for line in said if line.startswith("run: "))
     for command in (
-        "apt-get install -y --no-install-recommends rsync python3-venv",
+        "apt-get install -y --no-install-recommends rsync python3-venv alsa-utils",
         "useradd --system",
         "loginctl enable-linger notebooked",
         "/opt/notebooked-uv/bin/uv venv --python >=3.11,<3.13 /opt/notebooked",

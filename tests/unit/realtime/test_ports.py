@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import mido
@@ -16,10 +17,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from notebooked_dagster.errors import ConfigError, PortError
+from notebooked_dagster.errors import ConfigError, MissingPackageError, PortError
 from notebooked_dagster.realtime.device import PortConfig
 from notebooked_dagster.realtime.handler import MidiHandler
 from notebooked_dagster.realtime.messages import Counters, Event, Inbox
+from notebooked_dagster.realtime.packages import needed
 from notebooked_dagster.realtime.ports import LoopbackPort, RtpPort, SystemPort, TcpPort
 from notebooked_dagster.realtime.ports import applemidi as apple
 from tests.unit.realtime.kit import eventually
@@ -356,3 +358,17 @@ async def test_more_than_the_driver_buffer_holds_is_counted() -> None:
     assert counters.received["keys"] == 3001
     assert counters.dropped["keys", "driver buffer full"] == 3001 - 2048
     assert counters.waiting() == 100
+
+
+def test_a_missing_library_of_the_system_is_not_told_as_a_missing_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As python-rtmidi's wheel is on a Debian without ALSA's library."""
+    missing = "libasound.so.2: cannot open shared object file"
+    (tmp_path / "half_there.py").write_text(f"raise ImportError({missing!r})\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MissingPackageError, match=missing) as caught:
+        needed("half_there", "python-rtmidi", "A MIDI device of the system")
+    assert caught.value.hint is not None
+    assert "apt install alsa-utils" in caught.value.hint
+    assert "pip install" not in caught.value.hint
