@@ -77,7 +77,10 @@ def test_it_writes_what_a_device_needs_and_a_second_time_nothing(tmp_path: Path,
         assert command in ran
     # What the unit starts is what is installed, as the user that is made.
     assert "ExecStart=/opt/notebooked/bin/notebooked " in unit
-    assert {"User=notebooked", "Group=notebooked", "SupplementaryGroups=audio gpio"} <= set(unit.splitlines())
+    lines = set(unit.splitlines())
+    assert {"User=notebooked", "Group=notebooked", "SupplementaryGroups=audio gpio"} <= lines
+    # A device that is allowed by its driver's name is allowed only where the driver is there when the unit starts.
+    assert {"DeviceAllow=char-alsa rw", "Wants=modprobe@snd_seq.service"} <= lines
     assert "systemctl enable" not in ran
     # A key that somebody added stays; a device.yaml starts the daemon; nothing else is touched.
     other = root / "var/lib/notebooked/.ssh/authorized_keys"
