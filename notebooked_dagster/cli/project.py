@@ -174,7 +174,6 @@ class Project:
         """The Dagster instance. Raises ConfigError where there is none to show runs in."""
         import dagster as dg
         import yaml
-        from dagster._core.errors import DagsterInvalidConfigError, DagsterInvariantViolationError
 
         if not os.environ.get("DAGSTER_HOME"):
             raise ConfigError(
@@ -184,7 +183,7 @@ class Project:
             )
         try:
             found = dg.DagsterInstance.get()
-        except (DagsterInvariantViolationError, DagsterInvalidConfigError, yaml.YAMLError) as problem:
+        except (dg.DagsterInvariantViolationError, dg.DagsterInvalidConfigError, yaml.YAMLError) as problem:
             home = Path(os.environ["DAGSTER_HOME"])
             right = home.is_absolute() and home.is_dir()
             raise ConfigError(

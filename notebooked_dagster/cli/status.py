@@ -49,7 +49,7 @@ def _status(project: Project, spec: ExperimentSpec, instance: dg.DagsterInstance
         # When it was trained; a model that was kept has a later event.
         trained = metadata.get("trained")
         moment = trained.value if isinstance(trained, dg.TimestampMetadataValue) else model.timestamp
-        found["model"]["at"] = datetime.fromtimestamp(moment).isoformat(timespec="seconds")
+        found["model"]["at"] = datetime.fromtimestamp(moment).astimezone().isoformat(timespec="seconds")
         found["model"]["run_id"] = model.run_id
         found["model"]["partition"] = model.asset_materialization.partition
     if spec.config.endpoint.enabled:
@@ -98,7 +98,8 @@ def _table(found: list[dict[str, Any]]) -> str | None:
     for item in found:
         model = item.get("model", {})
         code = ", ".join(item["stale"]) + " stale" if item["stale"] else "fresh"
-        made = model.get("at", "never trained")
+        # Without the zone, which is this machine's.
+        made = model["at"][:19] if model else "never trained"
         if model.get("partition"):
             made = f"{model['partition']}, {made}"
         first = (item["experiment"], code, made, metrics_text(model.get("metrics")))

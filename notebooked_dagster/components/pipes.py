@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import dagster as dg
-from dagster._core.pipes.context import PipesMessageHandler, build_external_execution_context_data
+from dagster._core.pipes.context import build_external_execution_context_data
 
 from notebooked_dagster.config import PipesCheck, PipesConfig
 from notebooked_dagster.core.redaction import REDACTOR
@@ -90,7 +90,7 @@ class Told:
         REDACTOR.add_environment(spec.config.environment)
         # The handler wants no more of a context than its log; there is none where a sensor reads.
         stand_in = _Context(_Log(self._logged))
-        self._handler = PipesMessageHandler(cast("dg.AssetExecutionContext", stand_in), _HandedOver())
+        self._handler = dg.PipesMessageHandler(cast("dg.AssetExecutionContext", stand_in), _HandedOver())
 
     def take(self, line: str) -> None:
         """A message. One that cannot be read is told of; it is no reason to lose a training."""
@@ -244,7 +244,7 @@ class _HandedOver(dg.PipesMessageReader):
     """The provider hands the messages over; there is nothing to be opened."""
 
     @contextmanager
-    def read_messages(self, handler: PipesMessageHandler) -> Iterator[dict[str, Any]]:
+    def read_messages(self, handler: dg.PipesMessageHandler) -> Iterator[dict[str, Any]]:
         yield {}
 
     def no_messages_debug_text(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 
 import dagster as dg
@@ -83,6 +84,8 @@ def test_a_worse_model_is_told_and_gone_back_from_and_to(make: Callable[[str], H
     project.provider.metrics = {"accuracy": 0.5, "rows": 3.0}
     run("train", "iris")
     (before,) = json.loads(run("--json", "status"))
+    # Whoever reads it may be in another time zone.
+    assert datetime.fromisoformat(before["model"]["at"]).utcoffset() is not None
     assert (before["endpoints"][0]["newest"], before["endpoints"][0]["metrics"]) == (False, {"accuracy": 0.9})
     assert "worse  accuracy 0.5, before 0.9" in run("deploy", "iris")
     assert "serves version 1" in (back := run("rollback", "iris"))
