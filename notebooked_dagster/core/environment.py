@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
 # What a process needs to find its programs, its home, its language, its threads and devices, and what decides the last
-# digits of its numbers: the same notebook, run by hand beside it, has that too. No credentials.
+# digits of its numbers: the same notebook, run by hand beside it, has that too. And the commit it is of. No credentials.
 _PASSED = (
     "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "LC_*", "TZ", "TMPDIR",
     "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CONDA_PREFIX", "VIRTUAL_ENV",
@@ -16,7 +16,7 @@ _PASSED = (
     "TF_CPP_*", "TF_XLA_*", "TF_ENABLE_*", "TF_FORCE_*", "TF_GPU_*", "TF_NUM_*", "TF_DETERMINISTIC_*", "TF_USE_*", "PYTORCH_*", "NPY_*", "PYTHONHASHSEED",
     "XDG_CACHE_HOME", "XDG_DATA_HOME", "HF_HOME", "TORCH_HOME", "SCIKIT_LEARN_DATA", "NLTK_DATA", "MPLBACKEND",
     "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
-    "MLFLOW_*", "DO_NOT_TRACK",
+    "MLFLOW_*", "DO_NOT_TRACK", "NOTEBOOKED_COMMIT",
 )  # fmt: skip
 # Whatever else they are called, and unless somebody names them.
 _SECRET = (
