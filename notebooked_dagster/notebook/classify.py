@@ -306,10 +306,10 @@ class _Classifier:
                 found.append(index)
         measured = set(found)
         for node in self.nodes:
-            # ``print(acc)``: shows what was measured.
+            # ``print(acc)`` shows what was measured, ``assert acc > 0.9`` insists on it.
             if node.index in self.explicit_roles or node.index in measured or node.index in trained:
                 continue
-            if self.looks[node.index].prints and any(
+            if (self.looks[node.index].prints or _insists(node.stmt)) and any(
                 source in measured and name in self.nodes[source].defines
                 for name, sources in node.deps.items()
                 for source in sources
@@ -540,6 +540,8 @@ class _Classifier:
                 reason = (
                     f"measures the trained model ({seen.metric})"
                     if seen.metric
+                    else "insists on what was measured"
+                    if _insists(node.stmt)
                     else "predicts what is then measured"
                 )
                 self.verdicts[index] = Verdict(Role.EVALUATE, 0.85, reason)
@@ -739,6 +741,13 @@ def _applies(node: Node, name: str) -> bool:
         for seen in node.calls
         for argument in seen.call.node.args
     )
+
+
+def _insists(statement: ast.stmt) -> bool:
+    """Whether a statement does nothing but end the program where something is not as it has to be."""
+    if isinstance(statement, ast.If):
+        return not statement.orelse and isinstance(statement.body[-1], ast.Raise)
+    return isinstance(statement, ast.Assert)
 
 
 def _training_reason(seen: Look) -> str:

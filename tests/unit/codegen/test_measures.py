@@ -46,3 +46,18 @@ def test_it_is_recorded(measured: str, names: set[str], tmp_path: Path) -> None:
     found = json.loads(path.read_text())
     assert set(found) == names
     assert all(0 <= value <= 1 for value in found.values())
+
+
+@pytest.mark.parametrize(
+    "insists", ["assert acc > 2, 'too low'", "if acc < 2:\n    raise ValueError('too low')"]
+)
+def test_what_a_notebook_insists_on_a_script_insists_on(insists: str) -> None:
+    parts = (START + f"acc = (model.predict(X) == y).mean()\n\n{insists}\n\nmodel.predict(X[:3])").split(
+        "\n\n"
+    )
+    cells = tuple(Cell(index, "code", part) for index, part in enumerate(parts))
+    scripts = generate(analyse(Notebook(Path("n.ipynb"), cells)))
+    text = next(content for name, content in scripts.files.items() if name == "train.py")
+    assert "too low" in text.partition("def evaluate(")[2].partition("\ndef ")[0]
+    # One request is not refused because a model was.
+    assert "too low" not in scripts.files["inference.py"]
