@@ -8,11 +8,11 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -20,7 +20,7 @@ from notebooked_dagster import errors
 from notebooked_dagster.core import logs
 from notebooked_dagster.core.redaction import REDACTOR
 from notebooked_dagster.core.secrets import load_dotenv
-from notebooked_dagster.errors import ConfigError, NotebookedError, UserError
+from notebooked_dagster.errors import ConfigError, NotebookedError, ProviderError, UserError
 
 from .options import Session, session
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from notebooked_dagster.providers.base import BaseProvider
     from notebooked_dagster.resources import Workplace
     from notebooked_dagster.resources.code_state import Versions
+
+T = TypeVar("T")
 
 
 def experiment_meant(told: Path) -> ExperimentSpec | None:
@@ -142,21 +144,31 @@ class Project:
         """The provider that an endpoint was last deployed to; the declared one where nothing tells."""
         from notebooked_dagster.sensors.endpoints import served_by
 
-        with contextlib.suppress(ConfigError), self.instance() as instance:
-            return served_by(instance, spec.config, endpoint)
-        return spec.config.provider
+        return self._remembered(
+            lambda instance: served_by(instance, spec.config, endpoint), spec.config.provider
+        )
 
     def _recorded(self, specs: Sequence[ExperimentSpec]) -> set[str]:
         """Where the last models and endpoints of experiments are, which may be elsewhere than declared."""
         from notebooked_dagster.components.reporting import latest, metadata_value
 
-        found: set[str] = set()
-        with contextlib.suppress(ConfigError), self.instance() as instance:
-            for spec in specs:
-                for part in ("model", "endpoint"):
-                    if (name := metadata_value(latest(instance, spec.key(part)), "provider")) is not None:
-                        found.add(str(name))
-        return found
+        def names(instance: dg.DagsterInstance) -> set[str]:
+            events = (latest(instance, spec.key(part)) for spec in specs for part in ("model", "endpoint"))
+            found = (metadata_value(event, "provider") for event in events)
+            return {str(name) for name in found if name is not None}
+
+        return self._remembered(names, set())
+
+    def _remembered(self, ask: Callable[[dg.DagsterInstance], T], otherwise: T) -> T:
+        """What the instance knows beyond the declarations, which will do: endpoints are looked after with the database away."""
+        try:
+            with self.instance() as instance:
+                return ask(instance)
+        except ConfigError:
+            return otherwise
+        except ProviderError as error:
+            self.session.note(f"{error.message} What is declared is taken.")
+            return otherwise
 
     def provider_of_job(self, job_id: str, name: str | None = None) -> BaseProvider:
         """The provider that was named, or the first of the project's that knows the job."""

@@ -78,8 +78,9 @@ class ProjectStorage(DagsterStorage):
                 inst_data=inst_data,
             )
         except DagsterPostgresException as error:
+            said = str(getattr(error.__cause__, "orig", None) or "").strip().partition("\n")[0]
             raise ProviderError(
                 f"The database {address.database or '?'} at {address.host or 'a socket'}:{address.port or 5432} "
-                "cannot be reached.",
+                f"cannot be reached{f': {said}' if said else ''}.",
                 hint=f"Start it, or correct {VARIABLE}; unset it for SQLite.",
             ) from error

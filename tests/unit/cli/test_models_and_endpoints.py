@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from notebooked_dagster.cli import main
 from notebooked_dagster.cli.text import number
+from notebooked_dagster.errors import ProviderError
 from tests.unit.components.kit import HandProject, hand_project
 
 Command = Callable[..., Result]
@@ -144,3 +145,17 @@ def test_deleting_where_nobody_can_be_asked(make: Callable[[str], HandProject]) 
     unknown = run("delete-endpoint", "other", "--yes", code=2)
     assert unknown.count("There ") == 1
     assert "iris is deleted." in run("delete-endpoint", "iris", "--yes")
+
+
+def test_endpoints_are_looked_after_while_the_database_is_away(
+    make: Callable[[str], HandProject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("")
+
+    def away() -> dg.DagsterInstance:
+        raise ProviderError("The database is away.")
+
+    monkeypatch.setattr(dg.DagsterInstance, "get", away)
+    assert "The database is away. What is declared is taken." in run("endpoints")
+    # What needs the database says so.
+    assert "The database is away." in run("status", code=2)
