@@ -39,6 +39,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -267,4 +268,16 @@ def from_dict(data: Mapping[str, Any]) -> NotebookedError:
 def from_os(problem: OSError) -> UserError:
     """What the operating system refused, as an error of the user's: the file's name and the reason."""
     reason = problem.strerror or str(problem) or type(problem).__name__
-    return UserError(f"{reason}.", path=problem.filename if isinstance(problem.filename, str) else None)
+    return UserError(
+        f"{reason}.",
+        path=problem.filename if isinstance(problem.filename, str) else None,
+        hint=_OS_HINTS.get(problem.errno or 0),
+    )
+
+
+_OS_HINTS = {
+    errno.ENOSPC: "Free some space on that disk, then try again; `.notebooked/cache` can always be deleted.",
+    errno.EDQUOT: "Free some space below the quota, then try again; `.notebooked/cache` can always be deleted.",
+    errno.EROFS: "Mount it writable, or name another folder: NOTEBOOKED_STATE_DIR, NOTEBOOKED_SCRIPTS_DIR.",
+    errno.EACCES: "Check the permissions of the file and of its folder.",
+}

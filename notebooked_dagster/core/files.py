@@ -17,7 +17,7 @@ def write_atomic(path: Path, content: str | bytes, *, mode: int | None = None) -
         mode: Permission bits of the new file; those of the old file, or the process's default, where None.
 
     Raises:
-        OSError: The disk is full, or the folder is not writable. ``path`` is as it was before.
+        OSError: The disk is full, or the folder is not writable; ``filename`` is ``path``, which is as it was before.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,10 @@ def write_atomic(path: Path, content: str | bytes, *, mode: int | None = None) -
         if mode is not None:
             temporary.chmod(mode)
         temporary.replace(target)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError):
+            # A full disk names no file, and a refused one that beside it, which nobody knows.
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise

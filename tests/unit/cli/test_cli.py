@@ -112,6 +112,7 @@ def test_an_error_names_file_and_fix_on_stderr(tmp_path: Path) -> None:
         (ZeroDivisionError("oops"), 3),
         (KeyboardInterrupt(), 130),
         (PermissionError(13, "Permission denied", "/x"), 1),
+        (OSError(28, "No space left on device", "/x"), 1),
     ],
 )
 def test_exit_codes(monkeypatch: pytest.MonkeyPatch, problem: BaseException, code: int) -> None:
@@ -124,6 +125,8 @@ def test_exit_codes(monkeypatch: pytest.MonkeyPatch, problem: BaseException, cod
     assert result.exit_code == code
     assert "Traceback" not in result.stderr
     assert len(result.stderr.strip().splitlines()) <= 2
+    # The file and what to do.
+    assert not isinstance(problem, OSError) or ("/x: " in result.stderr and "\n  " in result.stderr)
     monkeypatch.setenv("NOTEBOOKED_DEBUG", "1")
     assert ("Traceback" in run("lint").stderr) == (code in (1, 2, 3))
 
