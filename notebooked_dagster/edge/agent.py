@@ -547,6 +547,8 @@ def _environment(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
             ):  # fmt: skip
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
                 if done.returncode:
+                    # Another lock file is another environment: nobody would come back to this one.
+                    shutil.rmtree(folder, ignore_errors=True)
                     raise RefusedError("environment", done.stderr.strip()[-2000:] or f"{command[1]} failed.")
             os.sync()
             (folder / ".complete").touch()

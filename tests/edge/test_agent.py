@@ -117,6 +117,20 @@ def test_a_lease_needs_no_room_on_the_disk(root: Path, monkeypatch: pytest.Monke
     assert not (root / "runs/b").exists()
 
 
+def test_an_environment_that_cannot_be_made_takes_no_room(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "uv").write_text(
+        '#!/bin/sh\nfor last; do :; done\ntest "$1" = venv || { echo no wheel >&2; exit 1; }\nmkdir -p "$last"\n'
+    )
+    (root / "uv").chmod(0o755)
+    monkeypatch.setenv("PATH", str(root), prepend=os.pathsep)
+    asked = {"environment": "e1", "release": "r1", "lock": "edge.lock"}
+    with pytest.raises(agent.RefusedError, match="no wheel"):
+        agent._environment(asked)
+    assert list((root / "environments").glob("*")) == []
+
+
 def test_what_nobody_uses_goes_when_a_run_is_home(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started(monkeypatch, "a")
     old = time.time() - 30 * 86400
