@@ -32,7 +32,10 @@ demo: $(VENV)/.demo ## Set everything up, train and deploy a sample experiment, 
 	@$(BIN)/python deploy/local/demo.py
 
 test: $(VENV)/.dev $(VENV)/.torch $(VENV)/.browser $(VENV)/.azurite $(VENV)/.sshd ## Set everything up and pass all tests
-	@$(MAKE) --no-print-directory check
+	@$(MAKE) --no-print-directory check & checked=$$!
+	# Beside it: what the tests import is compiled once here, and not by each worker.
+	$(BIN)/python -m pytest -q --collect-only $(PYTEST_ARGS) >/dev/null || true
+	wait $$checked
 	# Most tests wait more than they compute: four workers leave a quarter of two cores idle, six a twelfth. The long files
 	# come first (tests/conftest.py).
 	$(BIN)/python -m pytest -n 6 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
