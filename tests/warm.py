@@ -66,9 +66,8 @@ class Warm:
         return subprocess.CompletedProcess(command, code, out, err)
 
     def _started(self, env: Mapping[str, str]) -> subprocess.Popen[str]:
-        # -P: not this file's folder, nor anybody's working folder, is where modules are looked for.
         return subprocess.Popen(
-            [sys.executable, "-P", __file__, *self._modules],
+            [sys.executable, __file__, *self._modules],
             env=dict(env),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -127,4 +126,6 @@ def _become(command: list[str], cwd: str, env: dict[str, str], streams: list[str
 
 
 if __name__ == "__main__":
+    # A command does not find modules beside this file.
+    sys.path.pop(0)
     _serve(sys.argv[1:])
