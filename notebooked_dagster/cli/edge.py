@@ -342,7 +342,7 @@ def _examine(device: Device) -> Iterator[Check]:
     from .doctor import Check
 
     try:
-        health = examine(_link(device), 30)
+        health = examine(_link(device), 60)
     except NotebookedError as error:
         fix = error.hint or "Switch it on and look at its network."
         yield Check(device.name, "error", error.message, fix)

@@ -48,10 +48,13 @@ class LinkCutError(DeviceUnreachableError):
         message: One sentence that says what is wrong.
         received: What of the answer had come.
         details: Evidence for machines.
+        hint: What to do.
     """
 
-    def __init__(self, message: str, received: bytes, details: Mapping[str, Any]) -> None:
-        super().__init__(message, details=details)
+    def __init__(
+        self, message: str, received: bytes, details: Mapping[str, Any], hint: str | None = None
+    ) -> None:
+        super().__init__(message, details=details, hint=hint)
         self.received = received
 
 
@@ -225,6 +228,8 @@ class Link:
                 f"{self.device.name} gave no whole answer for {timeout:.0f} s.",
                 error.output or b"",
                 {"address": self.device.address},
+                # ssh itself gives up a device that is away long before.
+                hint="It is there, and busy or hung: it may be installing something; try again in a while.",
             ) from error
         if done.returncode == _SSH_FAILED:
             self._explain(done.stderr.decode("utf-8", "replace").strip(), done.stdout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from notebooked_dagster.edge.choice import DEVICE, LABEL, choose, wanted
 from notebooked_dagster.edge.devices import Device, Fleet, declared_fleet, load_fleet, with_device
 from notebooked_dagster.edge.ssh import Link
-from notebooked_dagster.errors import ConfigError
+from notebooked_dagster.errors import ConfigError, DeviceUnreachableError
 
 FLEET = Fleet(
     devices=(
@@ -144,3 +145,20 @@ def test_sshs_own_configuration_of_a_host_holds(tmp_path: Path) -> None:
 def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     (tmp_path / "edge.yaml").write_text("devices:\n  - {name: a, host: b, key: keys/pi}\n")
     assert load_fleet(tmp_path / "edge.yaml").devices[0].key == tmp_path / "keys/pi"
+
+
+def test_a_device_that_is_slow_is_not_told_as_one_that_is_switched_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of ssh itself only that it gave nothing back matters here.
+    ssh = tmp_path / "bin/ssh"
+    ssh.parent.mkdir()
+    ssh.write_text("#!/bin/sh\nexec sleep 60\n")
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", str(ssh.parent), prepend=os.pathsep)
+    link = Link(Device(name="a", host="alias", host_key="ssh-ed25519 AAAA"), tmp_path)
+    monkeypatch.setattr(link, "close", lambda: None)
+    with pytest.raises(DeviceUnreachableError, match="no whole answer") as caught:
+        link.ask("hello", timeout=0.2)
+    assert caught.value.hint is not None
+    assert "busy" in caught.value.hint
