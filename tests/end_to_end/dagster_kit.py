@@ -90,7 +90,7 @@ class SmallProject:
         self.notebook.write_text(text.replace(before, after), encoding="utf-8")
 
     def run(
-        self, *command: str, timeout: float = 180, environment: Mapping[str, str] | None = None
+        self, *command: str, timeout: float = 240, environment: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in the project's folder."""
         return COMMANDS.run(

@@ -16,7 +16,7 @@ import pytest
 
 from tests.end_to_end.dagster_kit import BIN, SmallProject
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TERMINATE = """mutation($run: String!) {
   terminateRun(runId: $run, terminatePolicy: SAFE_TERMINATE) { __typename ... on TerminateRunFailure { message } }
 }"""
