@@ -97,7 +97,7 @@ def test_silent_devices_keep_no_other_from_its_turn(
     monkeypatch.setattr(devices, "look", silent)
     monkeypatch.setattr(devices.time, "monotonic", lambda: now[0])
     (defs,) = device_definitions(place)
-    sensor = defs.get_sensor_def(SENSOR)
+    sensor = defs.resolve_sensor_def(SENSOR)
     cursor, told = None, 0
     with dg.DagsterInstance.ephemeral() as instance:
         for _ in range(4):
