@@ -73,5 +73,8 @@ def _text(plan: Plan, stale: list[str]) -> str:
     for item in plan.items:
         lines.append(f"  [{_MARKS[item.state]}] {item.text}" + (f" {item.hint}" if item.hint else ""))
     if stale:
-        lines += ["", "The notebook is newer than the scripts; a run generates them first."]
+        lines += [
+            "",
+            "No run has taken up what the notebook says now; the next one generates the scripts first.",
+        ]
     return "\n".join(lines)

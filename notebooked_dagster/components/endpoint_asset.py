@@ -95,7 +95,7 @@ def deploy(spec: ExperimentSpec, context: dg.AssetExecutionContext) -> dg.Materi
     if not uri:
         raise UserError(
             f"There is no model of {spec.name}{f' for {partition}' if partition else ''} yet.",
-            hint=f"Materialize {spec.name}/model first.",
+            hint=f"Materialize {spec.name}/model first: `notebooked train {spec.config.name}`.",
         )
     provider_name = metadata_value(newest, "provider") or spec.config.provider
     provider = providers.get(provider_name)

@@ -84,7 +84,8 @@ def judged_again(spec: ExperimentSpec, context: dg.AssetExecutionContext) -> Ite
     newest = latest(context.instance, spec.key("model"), partition)
     if newest is None:
         raise UserError(
-            f"There is no model of {spec.name} yet.", hint=f"Materialize {spec.name}/model first."
+            f"There is no model of {spec.name} yet.",
+            hint=f"Materialize {spec.name}/model first: `notebooked train {spec.config.name}`.",
         )
     providers: ProviderResource = getattr(context.resources, PROVIDER)
     provider = providers.get(metadata_value(newest, "provider") or spec.config.provider)

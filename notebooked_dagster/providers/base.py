@@ -378,7 +378,9 @@ class BaseProvider(ABC):
             experiment: What would be trained.
             endpoint_name: What it would be deployed to; None for nothing.
         """
-        raise self._cannot(Capability.PLAN)
+        raise self._cannot(
+            Capability.PLAN, "Training sends and costs nothing there; --provider names a cloud."
+        )
 
     def ensure(self, endpoint_name: str, *, patience: float | None = None) -> Endpoint:
         """Bring an endpoint back to what it is meant to be, where the provider does not do so by itself.
@@ -401,5 +403,5 @@ class BaseProvider(ABC):
         """Serve the previous version again."""
         raise self._cannot(Capability.ROLLBACK)
 
-    def _cannot(self, capability: Capability) -> CapabilityError:
-        return CapabilityError(f"Provider {self.name!r} cannot do {capability.value!r}.")
+    def _cannot(self, capability: Capability, hint: str | None = None) -> CapabilityError:
+        return CapabilityError(f"Provider {self.name!r} cannot do {capability.value!r}.", hint=hint)

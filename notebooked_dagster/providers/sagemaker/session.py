@@ -89,10 +89,15 @@ class AwsSession:
         """The region's name."""
         found = self._session.region_name
         if not found:
-            raise ConfigError(
-                "No AWS region is set.", key="aws.region", hint="Set aws.region, or AWS_DEFAULT_REGION."
-            )
+            key = self._region_key
+            raise ConfigError("No AWS region is set.", key=key, hint=f"Set {key}, or AWS_DEFAULT_REGION.")
         return str(found)
+
+    @property
+    def _region_key(self) -> str:
+        """Where a region is configured: a cluster's object store has a key of its own."""
+        provider = self._needed[0]
+        return "aws.region" if provider == "sagemaker" else f"{provider}.storage.region"
 
     @cached_property
     def partition(self) -> str:
@@ -104,7 +109,7 @@ class AwsSession:
         except UnknownRegionError as error:
             raise ConfigError(
                 f"{self.region!r} is no region of AWS.",
-                key="aws.region",
+                key=self._region_key,
                 hint="They are called as AWS calls them: eu-central-1, us-east-2.",
             ) from error
 

@@ -29,6 +29,15 @@ def test_a_region_that_aws_does_not_have() -> None:
     assert caught.value.key == "aws.region"
 
 
+def test_a_cluster_s_bucket_has_a_key_for_its_region(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+    with pytest.raises(ConfigError, match=r"Set kubernetes\.storage\.region") as caught:
+        _ = AwsSession(None, None, None, needed_by="kubernetes", extra="kubernetes").region
+    assert caught.value.key == "kubernetes.storage.region"
+
+
 def test_a_workspace_out_of_reach_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABRICKS_TOKEN", "any")
     began = time.monotonic()
