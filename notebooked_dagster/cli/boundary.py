@@ -43,7 +43,7 @@ def run(command: Callable[[], Any], args: Sequence[str] | None) -> NoReturn:
         sys.exit(EXIT_USER)
     except Exception as problem:
         _traceback()
-        refused = _from_database(problem)
+        refused = from_database(problem)
         if refused is not None:
             _tell(refused, as_json)
             sys.exit(EXIT_USER)
@@ -82,7 +82,7 @@ def _tell_usage(problem: click.ClickException, as_json: bool) -> None:
         problem.show()
 
 
-def _from_database(problem: BaseException | None) -> NotebookedError | None:
+def from_database(problem: BaseException | None) -> NotebookedError | None:
     """A database file that cannot be written or read: a full disk, a folder without permission, a damaged file."""
     import sqlite3
 

@@ -20,6 +20,7 @@ from notebooked_dagster.core.secrets import load_dotenv
 from notebooked_dagster.core.settings import Settings
 from notebooked_dagster.errors import EXIT_USER, NotebookedError
 
+from .boundary import from_database
 from .options import Session, session, shared_options
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def examine(found: Session) -> Iterator[Check]:
     yield from _guarded("dotenv", _dotenv(found.root()))
     settings = found.settings()
     examiners: tuple[Callable[[Settings], Iterator[Check]], ...] = (
-        _python, _packages, _dagster, _project, _tracked_keys, _disk, _mlflow, _traces, _port, _endpoints,
+        _python, _packages, _dagster, _project, _tracked_keys, _disk, _databases, _mlflow, _traces, _port, _endpoints,
     )  # fmt: skip
     for examiner in examiners:
         yield from _guarded(examiner.__name__.strip("_"), examiner(settings))
@@ -84,6 +85,13 @@ def _guarded(name: str, checks: Iterator[Check]) -> Iterator[Check]:
         yield Check(name, "error", f"{place}{problem.message}", problem.hint or "")
     except OSError as problem:
         yield Check(name, "error", str(problem), "Check the file and its permissions.")
+    except Exception as problem:
+        refused = from_database(problem)
+        if refused is None:
+            raise
+        yield Check(
+            name, "error", refused.message, "Free some space, or see to the file that is named below."
+        )
 
 
 def _dotenv(root: Path) -> Iterator[Check]:
@@ -213,6 +221,18 @@ def _disk(settings: Settings) -> Iterator[Check]:
     good = free >= _LEAST_SPACE
     fix = "" if good else f"Free some space; {settings.state} can be made again."
     yield Check("disk space", "ok" if good else "warning", f"{free / (1 << 30):.1f} GB free", fix)
+
+
+def _databases(settings: Settings) -> Iterator[Check]:
+    for path in sorted(settings.state.rglob("*.db")):
+        with path.open("rb") as stream:
+            start = stream.read(16)
+        # One that nothing was written into yet is empty.
+        if start not in (b"", b"SQLite format 3\0"):
+            yield Check(
+                f"database {path}", "error", "damaged: it is no SQLite database",
+                "Restore it from a backup, or move it away: a new one is made, without what this one knew.",
+            )  # fmt: skip
 
 
 def _place(settings: Settings) -> Workplace:

@@ -326,8 +326,14 @@ def test_doctor_sees_the_project_as_other_commands_do(
     assert (checks["dagster instance"]["state"], result.exit_code) == ("error", 1)
     assert str(tmp_path / "dagster.yaml") in checks["dagster instance"]["message"]
     (tmp_path / ".env").write_bytes(b"\xff\xfe")
+    run("init", tmp_path, "--force")
+    damaged = tmp_path / ".notebooked/dagster/history/runs.db"
+    damaged.parent.mkdir(parents=True, exist_ok=True)
+    damaged.write_text("no database, whatever it is")
     checks = {
         c["name"]: c for c in json.loads(run("--project", tmp_path, "doctor", "--json").stdout)["checks"]
     }
     assert checks["dotenv"]["fix"] == "Save it as UTF-8."
     assert "Save it" not in checks["dotenv"]["message"]
+    # It goes on, and names the file that it could not go on for before.
+    assert checks["dagster"]["state"] == checks[f"database {damaged}"]["state"] == "error"
