@@ -109,7 +109,8 @@ is test -x "$tools/bin/uv" || { run /usr/bin/python3 -m venv "$tools"; run "$too
 is test -x /usr/local/bin/uv || run ln -sf "$tools/bin/uv" /usr/local/bin/uv
 is test -x "$environment/bin/python" \
   || run env PATH=/usr/bin:/bin UV_PYTHON_INSTALL_DIR="$tools/python" "$tools/bin/uv" venv --python '>=3.11,<3.13' "$environment"
-run "$tools/bin/uv" pip install --quiet --python "$environment/bin/python" --reinstall-package notebooked-dagster "$package"
+# Compiled now: the user that runs it may write nothing there, and would compile everything anew at each start.
+run "$tools/bin/uv" pip install --quiet --compile-bytecode --python "$environment/bin/python" --reinstall-package notebooked-dagster "$package"
 
 case "$changed" in *udev*) run udevadm control --reload; run udevadm trigger --subsystem-match=gpio --subsystem-match=sound ;; esac
 run systemctl daemon-reload

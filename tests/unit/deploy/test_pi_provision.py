@@ -73,6 +73,7 @@ def test_it_writes_what_a_device_needs_and_a_second_time_nothing(tmp_path: Path,
         "loginctl enable-linger notebooked",
         "/opt/notebooked-uv/bin/uv venv --python >=3.11,<3.13 /opt/notebooked",
         "notebooked-dagster[edge]",
+        "--compile-bytecode",
         "udevadm control --reload",
     ):
         assert command in ran
