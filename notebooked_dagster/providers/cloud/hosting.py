@@ -130,7 +130,7 @@ class CloudHosting(ABC, Generic[StateT, OptionsT]):
 
     @abstractmethod
     def _share_out(self, state: StateT, weights: Mapping[str, int]) -> Endpoint:
-        """Give each version its share of the traffic; the shares are known to be such."""
+        """Give each version that is there its share of the traffic; the shares are known to be such."""
 
     @abstractmethod
     def delete(self, name: str) -> list[str]:
@@ -222,7 +222,8 @@ class CloudHosting(ABC, Generic[StateT, OptionsT]):
         """Set each version's share."""
         state = self._state(name)
         serving.check_shares(name, weights, state.weights)
-        return self._share_out(state, weights)
+        # A version that is not named is to have none, and can get some again.
+        return self._share_out(state, {version: weights.get(version, 0) for version in state.weights})
 
     def _check_name(self, name: str) -> None:
         """Raise ConfigError where the cloud cannot take a name."""

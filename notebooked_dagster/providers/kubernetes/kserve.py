@@ -285,14 +285,16 @@ class InferenceServices:
     @contextlib.contextmanager
     def _undone(self, state: State, *started: str) -> Iterator[None]:
         """Where something fails, what was the latest revision before is so again; not over somebody else's."""
-        newest, _ = self._two(state)
+        newest, base = self._two(state)
+        # Of a deployment that was cut off there may be a revision that nothing leads to: it is not what served.
+        back = newest if newest in state.weights else base
         try:
             yield
         except BaseException:
             with contextlib.suppress(Exception):
                 found = self._found(state.name)
                 if found is not None and inference.latest(found) in started:
-                    self._restored(state, newest)
+                    self._restored(state, back)
             raise
 
     def _restored(self, before: State, back: str) -> None:
@@ -303,7 +305,7 @@ class InferenceServices:
         now = self._claimed(now)
         self._latest(now.name, back, self._versions.document(now.name, back), 0, serves=True)
         self._versions.change(now, before.roles, before.weights)
-        self._share(now.name, back, before.weights.get(back, 100))
+        self._share(now.name, back, before.weights.get(back, 0))
 
     def _latest(
         self,

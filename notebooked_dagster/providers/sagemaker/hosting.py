@@ -234,8 +234,8 @@ class Hosting(CloudHosting[State, SageMakerEndpoint]):
     def _share_out(self, state: State, weights: Mapping[str, int]) -> Endpoint:
         name = state.name
         wanted = [
-            {"VariantName": f"v{version}", "DesiredWeight": float(weights.get(version, 0))}
-            for version in state.weights
+            {"VariantName": f"v{version}", "DesiredWeight": float(share)}
+            for version, share in weights.items()
         ]
         with translated(f"The traffic of endpoint {name!r} cannot be changed"), self._conflicts(name):
             self._sagemaker.update_endpoint_weights_and_capacities(

@@ -104,7 +104,9 @@ def test_a_share_is_exact_and_moves_without_a_new_revision(
     assert shares(split) == [("1", "champion", 90), ("2", "challenger", 10)]
     traffic = service(kube)["status"]["components"]["predictor"]["traffic"]
     assert [item["percent"] for item in traffic] == [10, 90]
-    provider.traffic("live", {"1": 100, "2": 0})
+    # Also where it is not named, a version has a share, and can get some again.
+    named = provider.traffic("live", {"1": 100})
+    assert shares(named) == [("1", "champion", 100), ("2", "challenger", 0)]
     assert provider.predict("live", ROWS) == {"predictions": [3.0]}
     provider.traffic("live", {"1": 0, "2": 100})
     assert provider.predict("live", ROWS) == {"predictions": [13.0]}
@@ -214,7 +216,12 @@ def test_what_was_cut_off_after_the_service_was_changed_is_finished(
 
 
 def test_lost_replies_are_no_second_revision_and_a_rollback_that_fails_changes_nothing(
-    kube: KubeServer, provider: KubernetesProvider, experiment: Experiment, model: str
+    kube: KubeServer,
+    provider: KubernetesProvider,
+    experiment: Experiment,
+    model: str,
+    other: str,
+    tmp_path: Path,
 ) -> None:
     kube.fail("create inferenceservices", "lost")
     kube.fail("create podtemplates", "lost")
@@ -226,6 +233,16 @@ def test_lost_replies_are_no_second_revision_and_a_rollback_that_fails_changes_n
     assert shares(provider.deploy(experiment, model, "live"))[0] == ("2", "champion", 100)
     assert revisions(kube) == 2
     assert "[notebooked] The model is loaded." in list(provider.endpoint_logs("live"))
+    # A deployment is killed whose version is the latest revision already, with nothing of the traffic.
+    killed = kserve_provider(tmp_path / "killed", kube)
+
+    def kill(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    killed._hosting._kserve._ask_example = kill  # type: ignore[method-assign]
+    killed._hosting._kserve.withdraw = kill  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        killed.deploy(experiment, other, "live")
     # What a rollback would start cannot start any more.
     store = s3(kube)
     store.delete_object(Bucket=BUCKET, Key="notebooked/endpoints/nbd-live/v1/model.tar.gz")
@@ -233,6 +250,7 @@ def test_lost_replies_are_no_second_revision_and_a_rollback_that_fails_changes_n
         provider.rollback("live")
     assert shares(provider.endpoint("live"))[0] == ("2", "champion", 100)
     assert provider.endpoint("live").status is EndpointStatus.HEALTHY
+    assert provider.predict("live", ROWS) == {"predictions": [3.0]}
 
 
 def test_without_knative_there_are_no_shares_and_the_rest_is_as_ever(
