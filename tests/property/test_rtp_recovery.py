@@ -163,6 +163,32 @@ def test_pedals_are_counted_and_all_notes_off_is_not_missed() -> None:
     assert list(recovery.silence()) == []
 
 
+def test_what_was_sent_several_times_is_made_up_for_once() -> None:
+    recovery = Recovery()
+    told = Chapters(controllers=(Controller(123, "count", 2),), started=((60, 1, True),))
+    assert [line.split()[0] for line in played(recovery, told)] == ["control_change", "note_on"]
+    # The next loss is of something else: what sounds goes on.
+    assert played(recovery, told) == []
+
+
+def test_what_a_reset_of_the_controllers_has_undone_is_set_again() -> None:
+    recovery = Recovery()
+    for message in (
+        mido.Message("control_change", control=1, value=64),
+        mido.Message("control_change", control=64, value=127),
+        mido.Message("pitchwheel", pitch=99),
+        mido.Message("control_change", control=121, value=0),
+    ):
+        recovery.hear(message)
+    told = Chapters(controllers=(Controller(1, "value", 64), Controller(64, "toggles", 2)), wheel=99)
+    assert [line.split(" time")[0] for line in played(recovery, told)] == [
+        "control_change channel=0 control=1 value=64",
+        "pitchwheel channel=0 pitch=99",
+    ]
+    reset = Chapters(controllers=(Controller(121, "count", 2),))
+    assert played(recovery, reset) == ["control_change channel=0 control=121 value=0 time=0"]
+
+
 def test_a_program_comes_with_its_bank() -> None:
     recovery = Recovery()
     told = Chapters(program=(5, (1, 2)), wheel=-3)

@@ -7,7 +7,6 @@ there is none, or it does not reach back far enough, notes that might hang are e
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -19,6 +18,7 @@ _MIDDLE = 8192
 _BANK = (0, 32)
 # All sound off, all notes off, and the changes of mode, which end notes as well.
 _SILENCING = frozenset({120, 123, 124, 125, 126, 127})
+_RESET = 121
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ class _Heard:
 
     sounding: dict[int, int] = field(default_factory=dict)
     controllers: dict[int, int] = field(default_factory=dict)
-    sent: Counter[int] = field(default_factory=Counter)
+    sent: dict[int, int] = field(default_factory=dict)
     program: tuple[int, tuple[int, int] | None] | None = None
     wheel: int | None = None
 
@@ -155,9 +155,13 @@ class Recovery:
             heard.sounding.pop(message.note, None)
         elif message.type == "control_change":
             heard.controllers[message.control] = message.value
-            heard.sent[message.control] += 1
+            heard.sent[message.control] = heard.sent.get(message.control, 0) + 1
             if message.control in _SILENCING:
                 heard.sounding.clear()
+            elif message.control == _RESET:
+                # What it leaves as it was is not told apart: to be set once more does no harm.
+                heard.controllers = {n: value for n, value in heard.controllers.items() if n in _BANK}
+                heard.wheel = None
         elif message.type == "program_change":
             heard.program = (message.program, self._bank(heard))
         elif message.type == "pitchwheel":
@@ -176,6 +180,10 @@ class Recovery:
             for message in _differences(channel, heard, chapters):
                 self.hear(message)
                 yield message
+            # However often it was sent, it was made up for.
+            heard.sent.update(
+                {told.number: told.value for told in chapters.controllers if told.tool == "count"}
+            )
         # What was lost before the checkpoint is in no journal: a note whose end that was would sound for ever.
         if journal is None or 1 < (journal.checkpoint - last) & 0xFFFF < 0x8000:
             yield from self.silence({
@@ -231,6 +239,6 @@ def _missed(told: Controller, heard: _Heard) -> int | None:
         # A pedal begins as off, and each toggle is one of on and off.
         on = bool(told.value & 1)
         return (127 if on else 0) if on != ((now or 0) >= 64) else None
-    if told.number in _SILENCING and told.value != heard.sent[told.number] & 0x3F:
+    if told.number in {*_SILENCING, _RESET} and told.value != heard.sent.get(told.number, 0) & 0x3F:
         return 0
     return None
