@@ -51,11 +51,11 @@ def plan_command(experiment: str, provider: str | None, policy: bool) -> None:
         stale = stale_code(project, spec, instance)
     data: dict[str, Any] = {**dataclasses.asdict(found), "stale": stale}
     session().emit(data, lambda: _text(found, stale))
-    missing = [item for item in found.items if item.state == "missing"]
+    missing = sum(item.state == "missing" for item in found.items)
     if missing:
         raise ProviderError(
-            f"{len(missing)} thing{'s are' if len(missing) > 1 else ' is'} missing: {missing[0].text}",
-            hint=missing[0].hint or None,
+            f"{missing} thing{'s are' if missing > 1 else ' is'} missing for provider {found.provider!r}.",
+            hint="They are marked above; nothing was sent.",
         )
 
 

@@ -14,11 +14,14 @@ import sys
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import TextIO
+from typing import Any, TextIO
+
+from notebooked_dagster.errors import ConfigError
 
 from .redaction import REDACTOR, RedactingFilter
 
 VARIABLE = "NOTEBOOKED_LOG_FORMAT"
+STYLES = ("text", "json")
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _bound: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar(
     "notebooked_log_fields", default=_NOTHING
@@ -38,7 +41,11 @@ def about(**fields: str | None) -> Iterator[None]:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: ``time`` (UTC, ISO 8601), ``level``, ``logger``, ``message``, the bound fields, ``error``."""
+    """One JSON object a line: ``time`` (UTC, ISO 8601), ``level``, ``logger``, ``message``, the bound fields, ``error``.
+
+    Of a record of Dagster's (``python_logs.dagster_handler_config`` of ``dagster.yaml``) also ``run``, ``job``, ``step`` and the
+    kind of its ``event``; the message is what was said, without Dagster's prefix.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
@@ -48,10 +55,29 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
             **_bound.get(),
+            **_of_dagster(record),
         }
         if record.exc_info:
             data["error"] = record.exc_text or self.formatException(record.exc_info)
         return REDACTOR.redact(json.dumps(data, ensure_ascii=False))
+
+
+def _of_dagster(record: logging.LogRecord) -> dict[str, str]:
+    """What Dagster has put on a record of a run's."""
+    known: Mapping[str, Any] | None = getattr(record, "dagster_meta", None)
+    if known is None:
+        return {}
+    event = known.get("dagster_event")
+    error = getattr(event and event.event_specific_data, "error", None)
+    said = {
+        "message": known.get("orig_message"),
+        "run": known.get("run_id"),
+        "job": known.get("job_name"),
+        "step": known.get("step_key"),
+        "event": event and event.event_type_value,
+        "error": error and error.to_string(),
+    }
+    return {name: str(value) for name, value in said.items() if value}
 
 
 class TextFormatter(logging.Formatter):
@@ -75,8 +101,15 @@ def configure(
         style: ``json`` or ``text``; what ``NOTEBOOKED_LOG_FORMAT`` says where None, else text.
         level: The least that is told.
         stream: Standard error where None.
+
+    Raises:
+        ConfigError: There is no such style.
     """
-    style = style or os.environ.get(VARIABLE, "text")
+    style = style or os.environ.get(VARIABLE) or "text"
+    if style not in STYLES:
+        raise ConfigError(
+            f"There is no log format {style!r}.", key=VARIABLE, hint=f"Set it to {' or '.join(STYLES)}."
+        )
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     handler.addFilter(RedactingFilter())

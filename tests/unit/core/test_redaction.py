@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import sys
@@ -16,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from notebooked_dagster.config.values import interpolate
-from notebooked_dagster.core import logs, secrets
+from notebooked_dagster.core import secrets
 from notebooked_dagster.core.redaction import MASK, REDACTOR, Redactor, is_secret_name
 from notebooked_dagster.errors import ConfigError, CredentialsError, MissingPackageError
 
@@ -213,37 +212,3 @@ def test_a_dotenv_that_is_no_text_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not UTF-8") as caught:
         secrets.load_dotenv(tmp_path, {})
     assert caught.value.path == tmp_path / ".env"
-
-
-# Logs
-
-
-def test_json_lines_hold_what_was_bound_and_no_secret() -> None:
-    REDACTOR.add("log-s3cr3t-1")
-    stream = io.StringIO()
-    logs.configure("json", level=logging.INFO, stream=stream)
-    log = logging.getLogger("notebooked.test")
-    with logs.about(run="r1", asset=None), logs.about(provider="sagemaker"):
-        log.info("asked with %s", "log-s3cr3t-1")
-        try:
-            raise ValueError("log-s3cr3t-1 is wrong")
-        except ValueError:
-            log.exception("it failed")
-    log.info("afterwards")
-    first, second, third = map(json.loads, stream.getvalue().splitlines())
-    assert first["message"] == f"asked with {MASK}"
-    assert (first["run"], first["provider"], first["level"]) == ("r1", "sagemaker", "info")
-    assert "asset" not in first
-    assert "ValueError" in second["error"]
-    assert "run" not in third
-    assert "log-s3cr3t-1" not in stream.getvalue()
-
-
-def test_text_is_for_people_and_a_second_set_up_replaces_the_first() -> None:
-    one, two = io.StringIO(), io.StringIO()
-    logs.configure("text", level=logging.INFO, stream=one)
-    logs.configure("text", level=logging.INFO, stream=two)
-    with logs.about(device="pi-1"):
-        logging.getLogger("notebooked.edge").warning("no answer")
-    assert one.getvalue() == ""
-    assert two.getvalue() == "warning: no answer (device=pi-1)\n"
