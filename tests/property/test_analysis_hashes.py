@@ -45,7 +45,7 @@ NOISE = st.sampled_from(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(2, len(CELLS)), NOISE), max_size=6))
 def test_prose_plots_and_looks_change_nothing(noise: list[tuple[int, tuple[str, str]]]) -> None:
     cells = plain()
@@ -54,7 +54,7 @@ def test_prose_plots_and_looks_change_nothing(noise: list[tuple[int, tuple[str, 
     assert hashes(cells) == hashes(plain())
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.lists(st.booleans(), min_size=len(CELLS), max_size=len(CELLS)),
     st.sampled_from(["# note", "", "   # odd"]),
@@ -93,7 +93,7 @@ def test_a_docstring_and_a_comment_say_nothing() -> None:
     assert changed("Says what it does.", "Says something else.") == set()
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(st.lists(st.text(alphabet="abx=()[]{}:.,+ \n\t'\"#%!?\\=0", max_size=40), max_size=6))
 def test_any_text_is_analysed(sources: list[str]) -> None:
     cells = tuple(Cell(index, "code", source) for index, source in enumerate(sources))

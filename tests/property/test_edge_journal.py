@@ -22,7 +22,6 @@ def contents(data: bytes, start: int = 0) -> list[str]:
 
 
 @given(texts, st.data())
-@settings(deadline=None)
 def test_what_is_cut_off_at_any_byte_is_the_whole_records_before(
     found: list[str], data: st.DataObject
 ) -> None:
@@ -38,7 +37,6 @@ def test_what_is_cut_off_at_any_byte_is_the_whole_records_before(
 
 
 @given(texts.filter(bool), st.data())
-@settings(deadline=None)
 def test_reading_goes_on_from_the_end_of_any_record(found: list[str], data: st.DataObject) -> None:
     journal = b"".join(encode({"text": text}) for text in found)
     ends = [record.end for record in decode(journal)]
@@ -48,7 +46,6 @@ def test_reading_goes_on_from_the_end_of_any_record(found: list[str], data: st.D
 
 
 @given(st.lists(st.text(max_size=50), min_size=2, max_size=8), st.data())
-@settings(deadline=None)
 def test_a_changed_byte_is_never_read_as_something_else(found: list[str], data: st.DataObject) -> None:
     journal = bytearray(b"".join(encode({"text": text}) for text in found))
     at = data.draw(st.integers(0, len(journal) - 1))
@@ -64,7 +61,7 @@ def test_a_changed_byte_is_never_read_as_something_else(found: list[str], data: 
 
 
 @given(texts, texts, st.binary(min_size=1, max_size=30))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_a_writer_goes_on_behind_what_a_power_cut_left(
     before: list[str], after: list[str], torn: bytes
 ) -> None:

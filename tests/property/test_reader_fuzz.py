@@ -17,7 +17,7 @@ from notebooked_dagster.notebook.reader import read_notebook_bytes
 from notebooked_dagster.notebook.tag_writer import write_tags
 
 SAMPLES = sorted((Path(__file__).parents[2] / "notebooks" / "experiments").glob("*.ipynb"))
-FREE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+FREE = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 KEYS = ["cells", "source", "metadata", "tags", "cell_type", "outputs", "input", "data", "text", "output_type"]
 LEAVES = (
     st.none()

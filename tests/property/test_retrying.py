@@ -20,7 +20,7 @@ class Clock:
         return self.now
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     capacity=st.integers(1, 8),
     refill=st.sampled_from([0.25, 1.0, 4.0]),
@@ -44,7 +44,7 @@ def test_no_window_of_time_has_more_retries_than_the_budget(
             assert last - first + 1 <= capacity + refill * (made[last] - start) + 1e-6
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(spent=st.integers(0, 40), passed=st.floats(0, 100))
 def test_a_budget_fills_up_and_no_further(spent: int, passed: float) -> None:
     clock = Clock()
@@ -202,5 +202,5 @@ class BreakerMachine(RuleBasedStateMachine):
         assert self.breaker.failures == self.row
 
 
-BreakerMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+BreakerMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40)
 TestBreaker = BreakerMachine.TestCase

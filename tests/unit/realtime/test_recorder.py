@@ -256,7 +256,7 @@ def a_log(count: int) -> bytes:
 
 
 @given(st.integers(0, 50), st.data())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_a_log_cut_anywhere_gives_every_whole_line(count: int, data: Any) -> None:
     import tempfile
 

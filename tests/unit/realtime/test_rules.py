@@ -94,7 +94,7 @@ def numbers(value: Any) -> set[int]:
     st.sampled_from([None, "a", ["a", "b"]]),
     st.sampled_from(["a", "b", "c"]),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_an_event_fits_where_everything_that_is_said_fits(
     message: mido.Message, kinds: Any, note: Any, control: Any, value: Any, port: Any, source: str
 ) -> None:
@@ -210,7 +210,7 @@ async def test_a_rule_that_feeds_itself_ends_in_a_count_not_in_a_standstill() ->
 
 
 @given(st.lists(MESSAGES, max_size=40), st.integers(1, 10))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_every_event_is_handled_dropped_or_waiting(messages: list[mido.Message], limit: int) -> None:
     async def run() -> None:
         async with MidiHandler([LoopbackPort("a")], limit=limit) as midi:

@@ -107,7 +107,7 @@ def heard(bpm: float, count: int, jitter: float, seed: int, start: float = 1e9) 
 
 
 @given(TEMPI, st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_steady_clock_with_jitter_is_found_and_held(bpm: float, seed: int) -> None:
     follower = Follower()
     period = 60e9 / (24 * bpm)
@@ -134,7 +134,7 @@ def test_a_clock_without_jitter_is_found_at_once(bpm: float) -> None:
 
 
 @given(TEMPI, TEMPI, st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_jump_of_tempo_is_followed_within_two_quarter_notes(first: float, second: float, seed: int) -> None:
     follower = Follower()
     jitter = 0.2e6
@@ -149,7 +149,7 @@ def test_a_jump_of_tempo_is_followed_within_two_quarter_notes(first: float, seco
 
 
 @given(TEMPI, st.sets(st.integers(100, 400), max_size=12), st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_lost_ticks_are_counted_and_move_nothing(bpm: float, lost: set[int], seed: int) -> None:
     # One at a time: several in a row are what a slower clock looks like.
     lost = {tick for tick in lost if not lost & {tick - 1, tick - 2, tick - 3}}

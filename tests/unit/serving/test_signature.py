@@ -207,7 +207,7 @@ def verdict(signature: Signature, body: bytes, media: str) -> int:
     document=ANYTHING,
     key=st.sampled_from(["inputs", "instances", "dataframe_records", "dataframe_split", None]),
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_any_json_either_fits_or_is_refused(document: Any, key: str | None) -> None:
     body = json.dumps(document if key is None else {key: document}).encode()
     for signature in (TABLE, ARRAY, IMAGES):
@@ -218,7 +218,7 @@ def test_any_json_either_fits_or_is_refused(document: Any, key: str | None) -> N
     body=st.binary(max_size=60),
     media=st.sampled_from(["text/csv", "application/json", "application/jsonlines"]),
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_any_bytes_either_fit_or_are_refused(body: bytes, media: str) -> None:
     for signature in (TABLE, ARRAY):
         assert verdict(signature, body, media) in (200, 400)
