@@ -29,7 +29,8 @@ class Neighbours:
     def __init__(self, host: str) -> None:
         self._host = host
         self._network: Any = None
-        self._announced: str | None = None
+        self._here: str | None = None
+        self._announced = False
         self._found: Address | None = None
         self._due = float("-inf")
         self._said: str | None = None
@@ -48,9 +49,9 @@ class Neighbours:
         """Say goodbye, and look no more."""
         if self._task is not None:
             self._task.cancel()
-        if self._network is not None:
-            await self._network.async_close()
-        self._network = self._task = self._announced = None
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        await self._shut()
 
     def _beside(self, work: Any, *told: Any) -> None:
         if time.monotonic() < self._due or (self._task is not None and not self._task.done()):
@@ -68,40 +69,46 @@ class Neighbours:
                 log.warning("mDNS does not work: %s", error or type(error).__name__)
 
     async def _announce(self, name: str, port: int) -> None:
-        here = _own_address(self._host)
-        if here == self._announced:
-            return
         zeroconf = needed("zeroconf", "zeroconf", "Announcing a session by mDNS")
+        network, here = await self._opened()
+        if self._announced:
+            return
         info = zeroconf.ServiceInfo(
             SERVICE, f"{name}.{SERVICE}", port=port, addresses=[socket.inet_aton(here)],
             # Not the host's own name: the system's mDNS answers for that, with all its addresses.
             server=f"{socket.gethostname().partition('.')[0]}-notebooked.local.",
         )  # fmt: skip
-        network = self._opened()
-        if self._announced is None:
-            await (await network.async_register_service(info, allow_name_change=True))
-        else:
-            await (await network.async_update_service(info))
-        self._announced = here
+        await (await network.async_register_service(info, allow_name_change=True))
+        self._announced = True
         log.info("%s is announced as a session at %s:%d", name, here, port)
 
     async def _find(self, name: str) -> None:
         zeroconf = needed("zeroconf.asyncio", "zeroconf", "Finding a session by mDNS")
         info = zeroconf.AsyncServiceInfo(SERVICE, f"{name}.{SERVICE}")
-        if await info.async_request(self._opened().zeroconf, _ANSWER * 1000) and info.port is not None:
+        network, _ = await self._opened()
+        if await info.async_request(network.zeroconf, _ANSWER * 1000) and info.port is not None:
             numbers = [text for text in info.parsed_addresses() if ":" not in text]
             self._found = (numbers[0], info.port) if numbers else self._found
 
-    def _opened(self) -> Any:
-        if self._network is None:
+    async def _opened(self) -> tuple[Any, str]:
+        """mDNS on the interface by which others reach us, and its address; begun anew where that is another by now."""
+        here = _own_address(self._host)
+        if here != self._here:
+            await self._shut()
             zeroconf = needed("zeroconf", "zeroconf", "mDNS")
             asynchronous = needed("zeroconf.asyncio", "zeroconf", "mDNS")
-            # One interface, that of the default route: to list them all takes netlink, which the unit does not let us have.
-            network = zeroconf.InterfaceChoice.Default if self._host == "0.0.0.0" else [self._host]
+            # One interface: to list them all takes netlink, which the unit does not let us have.
             self._network = asynchronous.AsyncZeroconf(
-                interfaces=network, ip_version=zeroconf.IPVersion.V4Only
+                interfaces=[here], ip_version=zeroconf.IPVersion.V4Only
             )
-        return self._network
+            self._here = here
+        return self._network, here
+
+    async def _shut(self) -> None:
+        network, self._network = self._network, None
+        self._here, self._announced = None, False
+        if network is not None:
+            await network.async_close()
 
 
 def _own_address(host: str) -> str:

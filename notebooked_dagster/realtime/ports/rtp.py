@@ -135,7 +135,6 @@ class RtpPort(Port):
         if self._task is not None:
             self._task.cancel()
         self._addresses.close()
-        await self._neighbours.close()
         for peer in self.peers.values():
             if self._control is not None:
                 self._control.sendto(Command("BY", peer.token, self._ssrc).to_bytes(), peer.control)
@@ -144,6 +143,8 @@ class RtpPort(Port):
                 transport.close()
         self.peers.clear()
         self._control = self._data = self._task = None
+        # The last, as it takes a moment.
+        await self._neighbours.close()
 
     @property
     def state(self) -> PortState:

@@ -22,7 +22,7 @@ from notebooked_dagster.realtime.device import PortConfig
 from notebooked_dagster.realtime.handler import MidiHandler
 from notebooked_dagster.realtime.messages import Counters, Event, Inbox
 from notebooked_dagster.realtime.packages import needed
-from notebooked_dagster.realtime.ports import LoopbackPort, RtpPort, SystemPort, TcpPort
+from notebooked_dagster.realtime.ports import LoopbackPort, RtpPort, SystemPort, TcpPort, mdns
 from notebooked_dagster.realtime.ports import applemidi as apple
 from tests.unit.realtime.kit import eventually
 
@@ -250,6 +250,40 @@ async def test_a_session_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -
             await eventually(lambda: guest.state.connected and host.state.connected, 60)
             await here.send("laptop", NOTE)
             assert (await some(there, 1))[0].message == NOTE
+
+
+async def test_a_device_that_got_another_address_is_announced_there_and_nowhere_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever name it had to take beside another of its own."""
+    networks: list[Any] = []
+
+    class Network:
+        def __init__(self, interfaces: list[str], **_: Any) -> None:
+            self.interfaces, self.told, self.closed = interfaces, [], False
+            networks.append(self)
+
+        async def async_register_service(self, info: Any, **_: Any) -> Any:
+            self.told.append((info.name, info.parsed_addresses()))
+            return asyncio.sleep(0)
+
+        async def async_close(self) -> None:
+            self.closed = True
+
+    monkeypatch.setattr("zeroconf.asyncio.AsyncZeroconf", Network)
+    monkeypatch.setattr(mdns, "_EVERY", 0.0)
+    neighbours = mdns.Neighbours("0.0.0.0")
+    for address in ("192.0.2.1", "192.0.2.1", "192.0.2.2"):
+        monkeypatch.setattr(mdns, "_own_address", lambda _, found=address: found)
+        neighbours.announce("pi", 5004)
+        await eventually(lambda: neighbours._task is not None and neighbours._task.done())
+    name = "pi._apple-midi._udp.local."
+    assert [(network.interfaces, network.told, network.closed) for network in networks] == [
+        (["192.0.2.1"], [(name, ["192.0.2.1"])], True),
+        (["192.0.2.2"], [(name, ["192.0.2.2"])], False),
+    ]
+    await neighbours.close()
+    assert networks[-1].closed
 
 
 async def test_strangers_and_damaged_packets_are_counted_and_do_nothing() -> None:
