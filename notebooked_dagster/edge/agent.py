@@ -563,6 +563,7 @@ def _hello(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         "time": time.time(),
         "uptime": clock(),
         "machine": platform.machine(),
+        "bits": 64 if sys.maxsize > 2**32 else 32,
         "system": platform.platform(),
         "python": platform.python_version(),
         "disk_free": disk.free,

@@ -30,6 +30,8 @@ _KEPT_HERE = 3
 # Of the oldest glibc that wheels are built for.
 _OLDEST = 5
 _LEGACY = {5: "manylinux1", 12: "manylinux2010", 17: "manylinux2014"}
+# What a 32-bit system on a 64-bit kernel installs, as Raspberry Pi OS is on a Pi 4 and newer ones.
+_NARROW = {"aarch64": "armv7l", "x86_64": "i686"}
 
 
 def wheels_for(lock: Path, device: Device, there: Mapping[str, Any], state: Path) -> Path:
@@ -103,9 +105,10 @@ class _Target:
         # pip takes each platform as it is written, and knows of no older ones that would do.
         levels = [f"manylinux_2_{minor}" for minor in range(newest, _OLDEST - 1, -1)]
         levels += [name for minor, name in _LEGACY.items() if minor <= newest]
-        platforms = [f"--platform={level}_{self._machine}" for level in (*levels, "linux")]
+        fits = self._machine if there["bits"] == 64 else _NARROW.get(self._machine, self._machine)
+        platforms = [f"--platform={level}_{fits}" for level in (*levels, "linux")]
         self.options = ("--implementation=cp", f"--python-version={self._python}", *platforms)
-        self.name = f"{device.name} ({self._machine}, Python {self._python}, glibc {version})"
+        self.name = f"{device.name} ({fits}, Python {self._python}, glibc {version})"
 
     def wanted(self, lock: str) -> list[str]:
         """The lines of a lock file that hold there. pip would ask the conditions of this machine, so that they are asked here."""

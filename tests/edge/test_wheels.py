@@ -22,7 +22,7 @@ from notebooked_dagster.errors import ConfigError, DeviceError
 from tests.edge.edge_kit import LoopbackDevice
 
 HERE = f"cp{sys.version_info.major}{sys.version_info.minor}"
-PI = {"machine": "aarch64", "python": "3.11.2", "libc": ["glibc", "2.36"]}
+PI = {"machine": "aarch64", "bits": 64, "python": "3.11.2", "libc": ["glibc", "2.36"]}
 
 
 @pytest.fixture
@@ -68,6 +68,11 @@ def test_wheels_are_those_of_the_device_and_not_of_this_machine(index: Path, tmp
         "pins-1.0-py3-none-manylinux2014_aarch64.whl",
         "tiny-1.0-cp311-cp311-manylinux_2_28_aarch64.whl",
     ]
+    narrow = wheel(index, "tiny", "cp311-cp311-linux_armv7l", {"tiny.py": "x = 4\n"})
+    small = tmp_path / "small.lock"
+    small.write_text(f"tiny==1.0 ; platform_machine == 'aarch64' {theirs} {narrow}\n")
+    (path,) = wheels_for(small, device, {**PI, "bits": 32}, tmp_path).iterdir()
+    assert path.name == "tiny-1.0-cp311-cp311-linux_armv7l.whl"
     for path in index.iterdir():
         path.unlink()
     assert wheels_for(lock, device, PI, tmp_path) == found
