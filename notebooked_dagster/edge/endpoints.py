@@ -23,6 +23,7 @@ from notebooked_dagster.errors import DeploymentError, InternalError, Notebooked
 from notebooked_dagster.serving.control import DeploymentSpec, EndpointControl, EndpointState
 
 from . import boot
+from .agent import lock
 
 STATE: TypeAdapter[EndpointState] = TypeAdapter(EndpointState)
 # How long a host's request may take that was quicker after a restart.
@@ -44,7 +45,8 @@ def main() -> int:
     text = json.dumps(answer)
     if "token" in request:
         # A disk without room for the unit is no reason to say of a deployment that it failed; `edge doctor` tells of it.
-        with contextlib.suppress(OSError):
+        # One after the other: what another change made or deleted meanwhile decides whether there is to be one.
+        with contextlib.suppress(OSError), lock(serving / "boot.lock"):
             boot.arrange(serving)
         write_atomic(serving / "changes" / f"{request['token']}.json", text, mode=0o600)
     else:
@@ -91,7 +93,7 @@ def _started(serving: Path) -> int:
         try:
             # Its supervisor goes on by itself: a model that takes long keeps no other one waiting.
             _held(serving, control.ensure(name, patience=0.0), asked)
-        except NotebookedError as error:
+        except (NotebookedError, OSError) as error:
             print(f"{name}: {error}", file=sys.stderr)
             failed = 1
     return failed

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from notebooked_dagster.edge import boot
+from notebooked_dagster.edge import boot, endpoints
 from notebooked_dagster.edge.health import ENDPOINTS, Health
+from notebooked_dagster.serving.control import EndpointControl, EndpointState, Status
 from tests.unit.sensors.test_devices import HELLO
 
 
@@ -78,6 +82,23 @@ def test_systemd_reads_it_as_it_was_meant(serving: Path, tmp_path: Path) -> None
         ["systemd-analyze", "verify", "--user", str(unit)], capture_output=True, text=True, check=False
     )
     assert [line for line in judged.stderr.splitlines() if "notebooked" in line] == []
+
+
+def test_one_that_cannot_be_brought_back_keeps_none_of_the_others(
+    serving: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ensure(self: EndpointControl, name: str, **_: Any) -> EndpointState:
+        if name == "echo":
+            raise OSError(28, os.strerror(28))
+        return EndpointState(name, "127.0.0.1", 1, Status.HEALTHY, (), "")
+
+    (serving / "endpoints/other").mkdir()
+    (serving / "endpoints/other/endpoint.json").touch()
+    monkeypatch.setattr(EndpointControl, "ensure", ensure)
+    monkeypatch.setattr(sys, "argv", ["endpoints", str(serving), boot.START])
+    assert endpoints.main() == 1
+    assert "echo: [Errno 28] No space left on device" in capsys.readouterr().err
+    assert [path.name for path in (serving / "held").iterdir()] == ["other.json"]
 
 
 def test_the_doctor_says_what_is_missing(serving: Path, monkeypatch: pytest.MonkeyPatch) -> None:
