@@ -23,7 +23,7 @@ from . import manifests
 from .manifests import ENDPOINT, GROUP, VERSION, kube_name, version_name
 from .pods import condition
 from .session import KubeError, translated
-from .versions import State, Versions, obstacle, pods_of, removed
+from .versions import State, Versions, obstacle, pods_of, removed, without_challenger
 
 
 class Deployments:
@@ -113,9 +113,8 @@ class Deployments:
         self._session.delete("deployments", version_name(name, version), propagation="Foreground")
         if now is None or before is None or "challenger" not in before.roles:
             return
-        alone = {role: held for role, held in before.roles.items() if role != "challenger"}
         challenger = before.roles["challenger"]
-        if dict(now.roles) != alone or challenger not in now.running:
+        if dict(now.roles) != without_challenger(before.roles) or challenger not in now.running:
             return
         self._until_gone(name, version)
         counts = {
@@ -195,8 +194,7 @@ class Deployments:
     def _alone(self, state: State) -> State:
         """Lead all traffic to the champion."""
         champion = state.roles["champion"]
-        roles = {role: version for role, version in state.roles.items() if role != "challenger"}
-        self._lead(state, {VERSION: champion}, roles, {champion: 100})
+        self._lead(state, {VERSION: champion}, without_challenger(state.roles), {champion: 100})
         return self._versions.find(self.kind, state.name) or state
 
     def _split(

@@ -32,7 +32,7 @@ from .inference import REVISION, ROLLOUT
 from .manifests import ENDPOINT, NONCE, OPERATOR, version_name
 from .pods import condition
 from .session import TIMEOUT, KubeError, translated
-from .versions import State, Versions, obstacle, pods_of, removed
+from .versions import State, Versions, obstacle, pods_of, removed, without_challenger
 
 _KIND = "inferenceservices"
 # The controller writes into the same object while it works.
@@ -142,17 +142,17 @@ class InferenceServices:
         self._share(name, newest, weights.get(newest, 0))
 
     def withdraw(self, name: str, version: str, before: State | None, now: State | None) -> None:
-        """Make what serves the latest revision again, as it was."""
+        """Make what serves the latest revision again, as it was; a challenger that made room comes back."""
         found = self._found(name)
-        if found is not None and inference.latest(found) == version:
-            served = before or now
-            if served is not None:
-                self._restored(served, served.roles.get("challenger", served.roles["champion"]))
-            else:
-                self._session.delete(_KIND, inference.service_name(name))
-                self._versions.waited(
-                    lambda: self._versions.pods(name, version=version), lambda pods: not pods, 120
-                )
+        served = before or now
+        is_latest = found is not None and inference.latest(found) == version
+        if served is not None and (is_latest or _made_room(before, now)):
+            self._restored(served, served.roles.get("challenger", served.roles["champion"]))
+        elif is_latest:
+            self._session.delete(_KIND, inference.service_name(name))
+            self._versions.waited(
+                lambda: self._versions.pods(name, version=version), lambda pods: not pods, 120
+            )
         self._session.delete(self.kind, version_name(name, version))
 
     def retire(self, state: State, version: str) -> None:
@@ -414,6 +414,13 @@ class InferenceServices:
                 f"{_ROUTES:.0f} s.",
                 hint=f"`kubectl describe inferenceservice {inference.service_name(name)}` tells what it waits for.",
             )
+
+
+def _made_room(before: State | None, now: State | None) -> bool:
+    """Whether a challenger lost its role to a deployment, and nobody has changed anything since."""
+    if before is None or now is None or "challenger" not in before.roles:
+        return False
+    return dict(now.roles) == without_challenger(before.roles)
 
 
 def no_kserve() -> ConfigError:

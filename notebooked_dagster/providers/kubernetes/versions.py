@@ -387,6 +387,11 @@ def is_ours(service: Mapping[str, Any], name: str) -> bool:
     return marked and bool(NAME.fullmatch(name)) and service["metadata"]["name"] == kube_name(name)
 
 
+def without_challenger(roles: Mapping[str, str]) -> dict[str, str]:
+    """The roles once a challenger has made room for another."""
+    return {role: version for role, version in roles.items() if role != "challenger"}
+
+
 def pods_of(document: Mapping[str, Any]) -> int:
     """How many pods a version has that has all traffic."""
     return int(document.get("replicas", 1))

@@ -134,6 +134,12 @@ def test_what_is_never_ready_leaves_the_shares_as_they_were(
     assert provider.endpoint("live").status is EndpointStatus.HEALTHY
     assert service(kube)["spec"]["predictor"]["canaryTrafficPercent"] == 25
     assert sorted(kube.cluster.things["podtemplates"]) == ["nbd-live-v1", "nbd-live-v2"]
+    # Nor is the challenger gone that made room for what could not even be begun.
+    provider.traffic("live", {"1": 100})
+    kube.fail("update inferenceservices", "denied")
+    with pytest.raises(NotebookedError, match=r"Version 3 of endpoint .* cannot be started"):
+        provider.deploy(experiment, model, "live", weight=50)
+    assert shares(provider.endpoint("live")) == [("1", "champion", 100), ("2", "challenger", 0)]
 
 
 def test_what_fails_with_its_own_example_and_what_knative_refuses_get_no_traffic(
