@@ -270,6 +270,9 @@ class RtpPort(Port):
             peer.data = sender
             log.info("%s: session with %s", self.name, peer.name)
         else:
+            if peer is not None:
+                # It lost the network and comes back: what it played until then has ended without a word.
+                self._silence(peer)
             self.peers[packet.ssrc] = Peer(packet.ssrc, packet.peer or sender[0], packet.token, sender)
         transport.sendto(Command("OK", packet.token, self._ssrc, self.name).to_bytes(), sender)
 
@@ -323,9 +326,13 @@ class RtpPort(Port):
         self.peers.pop(peer.ssrc, None)
         assert self._inbox is not None
         self._inbox.gap(self.name, f"{peer.name} {why}")
+        self._silence(peer)
+        log.info("%s: %s %s", self.name, peer.name, why)
+
+    def _silence(self, peer: Peer) -> None:
+        assert self._inbox is not None
         for message in peer.recovery.silence():
             self._inbox.offer(Event.of(self.name, message))
-        log.info("%s: %s %s", self.name, peer.name, why)
 
 
 def _measured(peer: Peer, delay: float, offset: float) -> None:

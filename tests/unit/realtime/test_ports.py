@@ -303,6 +303,23 @@ async def test_strangers_and_damaged_packets_are_counted_and_do_nothing() -> Non
         assert there.counters.waiting() == 0
 
 
+async def test_who_comes_back_without_a_goodbye_leaves_no_note_hanging() -> None:
+    host = RtpPort("pi", "127.0.0.1", 0)
+    async with MidiHandler([host]) as there:
+        data = (host.address[0], host.address[1] + 1)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as mac:
+            mac.settimeout(2)
+            for address in (host.address, data):
+                mac.sendto(apple.Command("IN", 1, 2, "mac").to_bytes(), address)
+                await asyncio.to_thread(mac.recv, 100)
+            mac.sendto(apple.packed([b"\x90\x3c\x40"], 1, 2, 2).to_bytes(), data)
+            assert [event.message.type for event in await some(there, 1)] == ["note_on"]
+            mac.sendto(apple.Command("IN", 3, 2, "mac").to_bytes(), host.address)
+            assert [(event.message.type, event.message.note) for event in await some(there, 1)] == [
+                ("note_off", 60)
+            ]
+
+
 def test_another_implementation_of_rtp_midi_understands_ours() -> None:
     """pymidi, which is somebody else's, is the host of a session that we are invited into nothing by: we invite it."""
     server_module = pytest.importorskip("pymidi.server")
