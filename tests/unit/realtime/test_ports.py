@@ -294,7 +294,7 @@ async def test_strangers_and_damaged_packets_are_counted_and_do_nothing() -> Non
                 apple.packed([b"\x90\x3c\x40"], 1, 2, 99).to_bytes(), (host.address[0], host.address[1] + 1)
             )
             stranger.sendto(b"rubbish", host.address)
-            stranger.settimeout(2)
+            stranger.settimeout(20)
             stranger.sendto(apple.Command("IN", 1, 2, "x").to_bytes(), (host.address[0], host.address[1] + 1))
             answer = await asyncio.to_thread(stranger.recv, 100)
         assert apple.parse(answer) == apple.Command("NO", 1, host._ssrc)
@@ -308,7 +308,7 @@ async def test_who_comes_back_without_a_goodbye_leaves_no_note_hanging() -> None
     async with MidiHandler([host]) as there:
         data = (host.address[0], host.address[1] + 1)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as mac:
-            mac.settimeout(2)
+            mac.settimeout(20)
             for address in (host.address, data):
                 mac.sendto(apple.Command("IN", 1, 2, "mac").to_bytes(), address)
                 await asyncio.to_thread(mac.recv, 100)
