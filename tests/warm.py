@@ -116,6 +116,8 @@ def _become(command: list[str], cwd: str, env: dict[str, str], streams: list[str
     sys.stdin, sys.stdout, sys.stderr = (
         os.fdopen(number, mode, closefd=False) for number, mode in enumerate(("r", "w", "w"))
     )
+    # Read by an interpreter when it starts.
+    sys.path[:0] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
     sys.argv = command
     if command[0].endswith(".py"):
         sys.path.insert(0, cwd)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.end_to_end.dagster_kit import BIN, Events, SmallProject
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 # The daemon looks at its sensors every five seconds: two looks after nothing happened, nothing will.
 QUIET = 12.0
 
@@ -57,7 +57,7 @@ def events(project: SmallProject) -> Iterator[Events]:
         yield Events(instance)
 
 
-def wait_for(what: str, condition: Callable[[], bool], project: SmallProject, timeout: float = 90) -> None:
+def wait_for(what: str, condition: Callable[[], bool], project: SmallProject, timeout: float = 240) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:

@@ -33,11 +33,11 @@ def test_a_variable_that_is_set_to_nothing_is_not_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NOTEBOOKED_PROJECT_ROOT", str(tmp_path))
-    for name in ("STATE_DIR", "SCRIPTS_DIR", "TRACKING_URI", "DEBUG"):
+    for name in ("STATE_DIR", "SCRIPTS_DIR", "TRACKING_URI"):
         monkeypatch.setenv(f"NOTEBOOKED_{name}", "")
     settings = Settings()
     assert settings.state == tmp_path.resolve() / ".notebooked"
-    assert (settings.tracking_uri, settings.debug) == (None, False)
+    assert settings.tracking_uri is None
 
 
 def test_a_root_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
