@@ -59,7 +59,7 @@ def environment_page() -> str:
         f"| `{storage.VARIABLE}` | Address of the PostgreSQL database that Dagster keeps its runs and events in; SQLite where unset. |",
         "| `OTEL_EXPORTER_OTLP_ENDPOINT` | Where traces are sent to, as OpenTelemetry has it; nothing is traced where it is unset ([Traces](../deployment.md#traces)). |",
         f"| `{tracing.VARIABLE}` | The trace that a process goes on with, as the W3C has it; trainings are handed theirs. |",
-        f"| `{launcher.VARIABLE}` | What executes runs: `default` (beside the code location), `kubernetes`, `ecs` or `docker` (a container each), `pi` (those with a device's tag there, all others here). |",
+        f"| `{launcher.VARIABLE}` | What executes runs: `default` (beside the code location), `kubernetes`, `ecs` or `docker` (a container each), `pi` (those with a device's tag there, all others here). Where it is not set: `pi` beside an `edge.yaml`, else `default`. |",
         "| `NOTEBOOKED_COMMIT` | The commit that MLflow runs name where there is no repository to ask, as in a container. |",
         f"| `{logs.VARIABLE}` | How our loggers write: `text`, or `json` for one object a line. |",
     ]

@@ -232,8 +232,10 @@ def deploy(names: tuple[str, ...]) -> None:
 def run_job(job: str, device: str | None, label: str | None) -> None:
     """Launch a job of the project on a device, through the instance that the UI shows."""
     import json
+    import uuid
 
     from notebooked_dagster.edge.choice import DEVICE, LABEL, choose
+    from notebooked_dagster.edge.launcher import PiRunLauncher
 
     from .project import Project
 
@@ -241,18 +243,32 @@ def run_job(job: str, device: str | None, label: str | None) -> None:
     if not tags:
         raise click.UsageError("Name a device with --device, or a label with --label.")
     choose(_fleet(), tags, {})
+    run_id = str(uuid.uuid4())
     # As Dagster's own commands: in the project's folder, with its instance. Raises where there is none to launch in.
-    with Project(session()).instance():
+    with Project(session()).instance() as instance:
+        if not isinstance(instance.run_launcher, PiRunLauncher):
+            raise ConfigError(
+                f"Runs of this project are launched by {type(instance.run_launcher).__name__}, which would execute it elsewhere.",
+                key="run_launcher",
+                hint="NOTEBOOKED_RUN_LAUNCHER=pi, here and where the daemon runs, or PiRunLauncher in dagster.yaml.",
+            )
         command = [
-            sys.executable, "-m", "dagster", "job", "launch", "-w", "workspace.yaml", "-j", job, "--tags", json.dumps(tags)
+            sys.executable, "-m", "dagster", "job", "launch", "-w", "workspace.yaml", "-j", job,
+            "--run-id", run_id, "--tags", json.dumps(tags),
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
+        # Click's usage stands before what is wrong.
+        said = (done.stderr or done.stdout).strip().rpartition("\nError: ")[2]
         raise ConfigError(
-            f"The job was not launched: {(done.stderr or done.stdout).strip()[-800:]}",
-            hint="`dagster job list` shows the jobs.",
+            f"The job was not launched: {said[-800:]}", hint="`dagster job list` shows the jobs."
         )
-    session().emit({"job": job, "tags": tags, "said": done.stdout.strip()}, lambda: done.stdout.strip())
+    session().emit(
+        {"job": job, "tags": tags, "run_id": run_id},
+        lambda: (
+            f"Submitted {job} as run {run_id}. The daemon starts it; `make ui` or `dagster dev` runs one."
+        ),
+    )
 
 
 @edge_command.command("logs")

@@ -23,7 +23,8 @@ storage:
     config:
       base_dir: .notebooked/dagster
 
-# NOTEBOOKED_RUN_LAUNCHER=kubernetes, ecs or docker executes each run in a container of its own.
+# NOTEBOOKED_RUN_LAUNCHER=kubernetes, ecs or docker executes each run in a container of its own. Runs with a device's tag
+# go to that device (edge.yaml; docs/edge.md).
 run_launcher:
   module: notebooked_dagster.resources.launcher
   class: ProjectRunLauncher

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -12,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import notebooked_dagster
 from notebooked_dagster.core.files import write_atomic
 from notebooked_dagster.errors import ConfigError, DeviceError
 
@@ -36,6 +38,7 @@ _NOT_FOLDERS = frozenset({
 _NOT_FILES = frozenset({"dagster.yaml", "edge.yaml", ".netrc", ".pgpass", "id_rsa", "id_ed25519", "id_ecdsa"})
 _NOT_ENDINGS = (".pyc", ".pem", ".key", ".p12", ".tmp", ".db", ".sqlite")
 _LARGEST = 200 * 1024 * 1024
+_PACKAGE = "notebooked_dagster"
 _KEPT_HERE = 5
 
 
@@ -73,7 +76,7 @@ class Release:
 
 
 def make_release(project: Path, state: Path, *, spared: Collection[str] | None = None) -> Release:
-    """The project's code as it is now.
+    """The project's code as it is now, with this package where the project uses it and brings it by no other way.
 
     Args:
         project: Its folder.
@@ -83,14 +86,18 @@ def make_release(project: Path, state: Path, *, spared: Collection[str] | None =
     Raises:
         ConfigError: The code is larger than any code is.
     """
+    sources = {path: project / path for path in _paths(project)}
+    if _lacks_package(sources):
+        package = Path(notebooked_dagster.__file__).parent
+        sources |= {f"{_PACKAGE}/{path}": package / path for path in _paths(package)}
     files, size = {}, 0
-    for path in _paths(project):
-        content = (project / path).read_bytes()
+    for path, source in sources.items():
+        content = source.read_bytes()
         size += len(content)
         if size > _LARGEST:
             raise ConfigError(
                 f"The project's code is larger than {_LARGEST >> 20} MB.",
-                path=project / path,
+                path=source,
                 hint="Keep data out of git's sight (.gitignore); a run on a device gets its data otherwise.",
             )
         files[path] = hashlib.sha256(content).hexdigest()
@@ -98,7 +105,7 @@ def make_release(project: Path, state: Path, *, spared: Collection[str] | None =
     name = hashlib.sha256(told.encode()).hexdigest()[:20]
     found = kept_release(name, state)
     if found is None:
-        found = _kept(project, state / "releases" / name, name, files)
+        found = _kept(sources, state / "releases" / name, name, files)
         if spared is not None:
             _forget_old(state / "releases", {name, *spared})
     else:
@@ -186,17 +193,28 @@ def _listed(project: Path) -> list[str]:
     return found
 
 
-def _kept(project: Path, folder: Path, name: str, files: Mapping[str, str]) -> Release:
+def _lacks_package(sources: Mapping[str, Path]) -> bool:
+    """Whether the project names this package, and neither has it in its folder nor in what its environment is made from."""
+    if f"{_PACKAGE}/__init__.py" in sources:
+        return False
+    lock = next((sources[name] for name in LOCK_FILES if name in sources), None)
+    if lock is not None and re.search(rb"^[^#\n]*notebooked[-_]dagster", lock.read_bytes(), re.MULTILINE):
+        return False
+    code = (path for path in sources.values() if path.suffix in {".py", ".yaml", ".yml", ".toml"})
+    return any(_PACKAGE.encode() in path.read_bytes() for path in code)
+
+
+def _kept(sources: Mapping[str, Path], folder: Path, name: str, files: Mapping[str, str]) -> Release:
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder.parent))
     for path, digest in files.items():
         target = part / _CODE / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(project / path, target)
+        shutil.copy2(sources[path], target)
         if hashlib.sha256(target.read_bytes()).hexdigest() != digest:
             shutil.rmtree(part, ignore_errors=True)
             raise ConfigError(
-                "The file changed while the project was read.", path=project / path, hint="Launch again."
+                "The file changed while the project was read.", path=sources[path], hint="Launch again."
             )
     (part / _CODE).mkdir(exist_ok=True)
     write_atomic(part / _MANIFEST, json.dumps(dict(files)))

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Final
 
 import yaml
@@ -59,7 +60,10 @@ class ProjectRunLauncher(RunLauncher, ConfigurableClass):
             ConfigError: The variable names none.
             MissingPackageError: Its package is not installed.
         """
-        name = os.environ.get(VARIABLE, "").strip().lower() or _DEFAULT
+        name = os.environ.get(VARIABLE, "").strip().lower()
+        if not name:
+            # Devices were declared for runs to go there: the default launcher would execute those here, without a word.
+            name = "pi" if Path("edge.yaml").exists() else _DEFAULT
         if name == _DEFAULT:
             from dagster._core.launcher import DefaultRunLauncher
 

@@ -55,6 +55,25 @@ def test_code_goes_and_nothing_else(project: Path, tmp_path: Path) -> None:
     assert (kept.code / "code.py").read_text() == "x = 1\n"
 
 
+@pytest.mark.parametrize(
+    ("lock", "brought"),
+    [
+        ("dagster==1.0  # via notebooked-dagster\n    # via notebooked-dagster\n", True),
+        ("notebooked-dagster==1.0\n", False),
+    ],
+)
+def test_a_project_that_has_this_package_installed_takes_it_along(
+    project: Path, tmp_path: Path, lock: str, brought: bool
+) -> None:
+    (project / "workspace.yaml").write_text("load_from: [{python_module: notebooked_dagster.definitions}]\n")
+    (project / "edge.lock").write_text(lock)
+    release = make_release(project, tmp_path / "state")
+    code = {path for path in release.files if path.startswith("notebooked_dagster/")}
+    assert ("notebooked_dagster/definitions.py" in code) is brought
+    assert all((release.code / path).is_file() for path in release.files)
+    assert not any("__pycache__" in path for path in code)
+
+
 @pytest.mark.parametrize("how", ["rsync", "sftp"])
 def test_a_release_gets_there_once_and_is_switched_at_once(
     project: Path, tmp_path: Path, pi: LoopbackDevice, how: str, monkeypatch: pytest.MonkeyPatch

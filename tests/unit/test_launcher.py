@@ -106,6 +106,15 @@ def test_devices_get_their_runs_and_all_others_stay_here(
     assert launcher.state == tmp_path / ".notebooked/edge"
 
 
+def test_a_project_with_devices_needs_no_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "edge.yaml").write_text("devices: []\n")
+    assert isinstance(chosen(), PiRunLauncher)
+    monkeypatch.setenv(VARIABLE, "default")
+    assert type(chosen()) is DefaultRunLauncher
+
+
 def test_a_name_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "nomad")
     with pytest.raises(ConfigError, match="nomad") as caught:

@@ -39,7 +39,8 @@ def test_a_run_is_launched_by_this_interpreter_in_the_projects_instance(
 ) -> None:
     code, text = asked(project, "run", "job", "--device", "pi")
     assert (code, "DAGSTER_HOME is not set" in text) == (1, True)
-    (project / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    launcher = "{module: notebooked_dagster.edge.launcher, class: PiRunLauncher}"
+    (project / "dagster.yaml").write_text(f"telemetry: {{enabled: false}}\nrun_launcher: {launcher}\n")
     called: list[Any] = []
 
     def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
@@ -48,9 +49,16 @@ def test_a_run_is_launched_by_this_interpreter_in_the_projects_instance(
 
     monkeypatch.setattr(edge.subprocess, "run", run)
     code, text = asked(project, "run", "job", "--device", "pi")
-    assert (code, text.strip()) == (0, "launched")
-    assert called[0][:5] == [sys.executable, "-m", "dagster", "job", "launch"]
-    assert json.loads(called[0][-1]) == {"notebooked/device": "pi"}
+    command = called[0]
+    assert (code, command[command.index("--run-id") + 1] in text) == (0, True)
+    assert command[:5] == [sys.executable, "-m", "dagster", "job", "launch"]
+    assert json.loads(command[-1]) == {"notebooked/device": "pi"}
+
+
+def test_a_run_is_not_given_to_a_launcher_that_knows_no_devices(project: Path) -> None:
+    (project / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    code, text = asked(project, "run", "job", "--device", "pi")
+    assert (code, "launched by DefaultRunLauncher" in text) == (1, True)
 
 
 @pytest.mark.parametrize("words", [("add", "new", "pi@b"), ("shell", "pi")])
