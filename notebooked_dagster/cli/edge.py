@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from .doctor import Check
 
+_NONE = "There is none. `notebooked edge add NAME USER@HOST` declares one."
+
 
 @click.group("edge")
 @shared_options
@@ -138,7 +140,7 @@ def _row(device: Device) -> dict[str, Any]:
 
 def _table(rows: list[dict[str, Any]]) -> str | None:
     if not rows:
-        return "There is none. `notebooked edge add NAME USER@HOST` declares one."
+        return _NONE
     from rich.table import Table
 
     table = Table("device", "address", "labels", "runs", "code", "disk free", "temperature", "state")
@@ -342,14 +344,16 @@ def doctor(names: tuple[str, ...]) -> None:
         for check in _examine(device)
     ]
     data = {"checks": [asdict(check) for check in checks], "ok": all(c.state != "error" for c in checks)}
-    session().emit(data, lambda: "\n".join(_line(check) for check in checks))
+    session().emit(data, lambda: "\n".join(_line(check) for check in checks) or _NONE)
     if not data["ok"]:
         click.get_current_context().exit(EXIT_USER)
 
 
 def _line(check: Check) -> str:
     mark = {"ok": "ok     ", "warning": "warning", "error": "ERROR  "}[check.state]
-    return f"{mark}  {check.name}: {check.message}{f' {check.fix}' if check.fix else ''}"
+    # What ssh said ends without a full stop.
+    told = check.message if not check.fix or check.message.endswith(".") else f"{check.message}."
+    return f"{mark}  {check.name}: {told} {check.fix}".rstrip()
 
 
 def _examine(device: Device) -> Iterator[Check]:

@@ -95,9 +95,11 @@ def takes_definitions(
     def evaluate(context: dg.SensorEvaluationContext) -> Any:
         from notebooked_dagster.realtime.arrivals import look
 
+        problems: tuple[str, ...] = ()
         if device is not None:
             # What came before the link went is looked at all the same.
-            for problem in _fetched(device, device_spool, spool, state, root or spool.parent):
+            problems = _fetched(device, device_spool, spool, state, root or spool.parent)
+            for problem in problems:
                 context.log.warning("%s", problem)
         known = context.instance.get_dynamic_partitions(str(partitions.name))
         found = look(spool, memory, known)
@@ -115,7 +117,9 @@ def takes_definitions(
                 dg.AssetObservation(asset_key=name, metadata={"broken take": str(folder), "reason": reason})
                 for folder, reason in found.broken
             ],
-            skip_reason=None if wanted else dg.SkipReason(f"{len(found.takes)} takes, none of them new."),
+            skip_reason=None
+            if wanted
+            else dg.SkipReason("\n".join((f"{len(found.takes)} takes, none of them new.", *problems))),
         )
 
     sensor = dg.SensorDefinition(

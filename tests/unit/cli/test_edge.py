@@ -55,6 +55,12 @@ def test_a_run_is_launched_by_this_interpreter_in_the_projects_instance(
     assert json.loads(command[-1]) == {"notebooked/device": "pi"}
 
 
+def test_a_doctor_without_devices_says_so(project: Path) -> None:
+    (project / "edge.yaml").unlink()
+    code, text = asked(project, "doctor")
+    assert (code, "edge add" in text) == (0, True)
+
+
 def test_a_run_is_not_given_to_a_launcher_that_knows_no_devices(project: Path) -> None:
     (project / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
     code, text = asked(project, "run", "job", "--device", "pi")

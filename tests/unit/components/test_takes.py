@@ -111,3 +111,13 @@ def test_a_declaration_adds_the_asset_and_the_sensor(tmp_path: Path, monkeypatch
     sensor = definitions.resolve_sensor_def("new_studio_takes")
     assert sensor.default_status is dg.DefaultSensorStatus.STOPPED
     assert definitions.resolve_assets_def("studio_takes").partitions_def is not None
+
+
+def test_what_keeps_takes_from_being_fetched_is_why_there_is_none(tmp_path: Path) -> None:
+    definitions = takes_definitions(tmp_path / "spool", tmp_path / "state", device="studio-1", root=tmp_path)
+    (sensor,) = definitions.sensors or ()
+    assert isinstance(sensor, dg.SensorDefinition)
+    with dg.DagsterInstance.ephemeral() as instance:
+        found = sensor(dg.build_sensor_context(instance=instance, definitions=definitions))
+    assert isinstance(found, dg.SensorResult)
+    assert "edge.yaml" in str(found.skip_reason)
