@@ -55,6 +55,12 @@ def test_a_run_is_launched_by_this_interpreter_in_the_projects_instance(
     assert json.loads(command[-1]) == {"notebooked/device": "pi"}
 
 
+def test_a_key_that_is_not_there_is_refused_at_once(project: Path) -> None:
+    code, text = asked(project, "add", "new", "pi@b", "--host-key", "ssh-ed25519 AAAA", "--key", "none")
+    assert (code, "'none' does not exist" in text) == (1, True)
+    assert (project / "edge.yaml").read_text() == DEVICES
+
+
 def test_a_doctor_without_devices_says_so(project: Path) -> None:
     (project / "edge.yaml").unlink()
     code, text = asked(project, "doctor")
