@@ -74,7 +74,10 @@ class Daemon:
         self.clock = self._make_clock()
         self.recorder = self._make_recorder()
         self.mackie = MackieControl() if config.daw.mackie is not None else None
-        self.osc_server = OscServer(config.daw.osc_address) if config.daw.osc_address is not None else None
+        named = {name for rule in config.rules for name in rule.when.sensor or ()}
+        self.osc_server = (
+            OscServer(config.daw.osc_address, named) if config.daw.osc_address is not None else None
+        )
         self.exchange = (
             Exchange(folder / config.daw.exchange, self._exchanged)
             if config.daw.exchange is not None

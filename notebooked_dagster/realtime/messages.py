@@ -17,6 +17,8 @@ import mido
 REAL_TIME = frozenset({"clock", "start", "continue", "stop", "active_sensing", "reset"})
 #: Four seconds of a saturated DIN cable.
 _LIMIT = 4096
+# Nobody may be there who takes them: without a recorder, or while only rubbish comes in.
+_MOST_GAPS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +143,7 @@ class Inbox:
         last = self.gaps[-1] if self.gaps else None
         if last is not None and (last.source, last.reason) == (source, reason) and count is not None:
             self.gaps[-1] = Gap(source, last.at, reason, (last.count or 0) + count)
-        else:
+        elif len(self.gaps) < _MOST_GAPS:
             self.gaps.append(Gap(source, time.monotonic_ns(), reason, count))
 
     def take_gaps(self) -> list[Gap]:

@@ -26,6 +26,7 @@ from notebooked_dagster.realtime.takes import Take
 from tests.unit.realtime.kit import eventually
 
 RATES = st.sampled_from(list(mtc.RATES))
+OSC_BUNDLE = b"#bundle\0" + bytes(8)
 DAY = {24: 2073600, 25: 2160000, 29.97: 2589408, 30: 2592000}
 
 
@@ -169,10 +170,43 @@ async def test_osc_comes_in_as_readings() -> None:
         ("/logic/play", 1.0),
         ("/logic/name", 3.0),
     ]
-    client._socket.sendto(b"rubbish", server.address)
-    await eventually(lambda: counters.dropped["osc", "damaged packet"] == 1)
+    for rubbish in (
+        b"rubbish",
+        # Sizes that are negative, none, too large; a text without an end; type tags that nobody knows.
+        OSC_BUNDLE + b"\xff\xff\xff\xfc" * 10,
+        OSC_BUNDLE + b"\0\0\0\0",
+        OSC_BUNDLE + b"\0\0\xff\xff/a\0\0",
+        b"/" * 2000,
+        b"/a\0\0,xxx\0\0\0\0",
+        b"/a\0\0,i\0\0\1",
+        b"/" + b"a" * 999 + b"\0",
+        (OSC_BUNDLE + b"\0\0\0\x14") * 100 + b"/a\0\0",
+    ):
+        before = counters.dropped["osc", "damaged packet"]
+        server.datagram_received(rubbish, server.address)
+        assert counters.dropped["osc", "damaged packet"] == before + 1, rubbish
+    blob = b"/b\0\0,bd\0\0\0\0\1x\0\0\0\x3f\xe0" + bytes(6)
+    server.datagram_received(OSC_BUNDLE + b"\0\0\0\4/a\0\0\0\0\0" + bytes([len(blob)]) + blob, server.address)
+    assert [str(inbox.get_nowait()) for _ in range(2)] == ["/a: 1.0", "/b: 0.5"]
     await client.close()
     await server.close()
+
+
+async def test_strangers_who_send_whatever_they_like_fill_no_memory() -> None:
+    inbox = Inbox(Counters(), 10_000)
+    server = OscServer(("127.0.0.1", 0), named=["/wanted"])
+    await server.open(inbox)
+    for number in range(3000):
+        server.datagram_received(b"/%07d\0\0\0\0" % number, server.address)
+        server.datagram_received(b"rubbish", server.address)
+    server.datagram_received(b"/wanted\0", server.address)
+    await server.close()
+    counters = inbox.counters
+    assert len(counters.received) < 1100
+    assert len(inbox.gaps) <= 1000
+    assert counters.received["/wanted"] == 1
+    assert counters.waiting() == len(inbox) == 1001
+    assert counters.received.total() == 6001
 
 
 async def test_files_of_the_exchange_folder_are_taken_once_when_they_are_whole(
