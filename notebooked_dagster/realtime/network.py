@@ -22,7 +22,10 @@ _PATIENCE = 10.0
 TAG = "notebooked/edge-event"
 _FIND = """
 query Runs($tag: String!, $key: String!) {
-  runsOrError(filter: {tags: [{key: $key, value: $tag}]}, limit: 1) { ... on Runs { results { runId } } }
+  runsOrError(filter: {tags: [{key: $key, value: $tag}]}, limit: 1) {
+    ... on Runs { results { runId } }
+    ... on PythonError { message }
+  }
 }
 """
 _LAUNCH = """
@@ -210,8 +213,11 @@ class Dagster:
 
     async def _find(self, mark: str) -> str | None:
         answer = await self._ask(_FIND, {"tag": mark, "key": TAG})
-        results = answer["runsOrError"].get("results") or []
-        return str(results[0]["runId"]) if results else None
+        found = answer["runsOrError"]
+        if "results" not in found:
+            # Its database is away, say. "There is none" would become a second run.
+            raise OSError(f"{self._url} cannot look for the run: {found.get('message') or 'no results'}")
+        return str(found["results"][0]["runId"]) if found["results"] else None
 
     async def _ask(self, query: str, variables: Mapping[str, Any]) -> dict[str, Any]:
         try:
@@ -224,7 +230,13 @@ class Dagster:
             raise OSError(f"{self._url} answers {answer.status_code}")
         if answer.status_code >= 400:
             raise ProviderError(f"{self._url} answers {answer.status_code}: {answer.text[:200]}")
-        document = answer.json()
+        try:
+            document = answer.json()
+        except ValueError as error:
+            # A proxy's page, or a redirection to one's login.
+            raise OSError(
+                f"{self._url} answers {answer.status_code} with no JSON; is `dagster.url` a Dagster webserver's?"
+            ) from error
         if document.get("errors"):
             raise ProviderError(f"Dagster refuses the request: {document['errors'][0]['message']}")
         data: dict[str, Any] = document["data"]

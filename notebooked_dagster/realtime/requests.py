@@ -122,6 +122,7 @@ class RunRequests:
         found = []
         for path in sorted(self._folder.glob("*-*.json")):
             try:
+                int(path.name.partition("-")[0])
                 told = orjson.loads(path.read_bytes())
                 request = RunRequest.model_validate(told["request"])
                 found.append(_Waiting(path, told["rule"], request, told["mark"], kept=True))

@@ -33,6 +33,8 @@ class Exchange:
         self._folder = folder
         self._arrived = arrived
         self._seen: dict[str, Stamp] = {}
+        # Taken up, and still there: who may not move them would else play them once a second.
+        self._stuck: dict[str, Stamp] = {}
         self.taken: list[str] = []
         self.refused: list[str] = []
 
@@ -63,9 +65,15 @@ class Exchange:
         for path in sorted((self._folder / "in").iterdir()):
             if path.name.startswith(".") or path.suffix.lower() not in (".mid", ".midi", ".smf"):
                 continue
+            if not path.is_file():
+                continue
             facts = path.stat()
             now[path.name] = (facts.st_mtime_ns, facts.st_size)
-        ready = [self._folder / "in" / name for name, stamp in now.items() if self._seen.get(name) == stamp]
+        ready = [
+            self._folder / "in" / name
+            for name, stamp in now.items()
+            if self._seen.get(name) == stamp != self._stuck.get(name)
+        ]
         self._seen = now
         return ready
 
@@ -75,11 +83,11 @@ class Exchange:
             await self._arrived(path)
         except NotebookedError as error:
             log.warning("%s", error)
-            self._move(path, "refused")
             self.refused.append(path.name)
+            self._move(path, "refused")
         else:
-            self._move(path, "done")
             self.taken.append(path.name)
+            self._move(path, "done")
 
     def _move(self, path: Path, where: str) -> None:
         target = self._folder / where / path.name
@@ -87,4 +95,8 @@ class Exchange:
         while target.exists():
             target = self._folder / where / f"{path.stem}-{number}{path.suffix}"
             number += 1
-        path.rename(target)
+        try:
+            path.rename(target)
+        except OSError as error:
+            self._stuck[path.name] = self._seen[path.name]
+            log.warning("%s cannot be moved to %s: %s", path, target.parent, error.strerror or error)

@@ -13,7 +13,7 @@ import socket
 import mido
 
 from notebooked_dagster.errors import PortError
-from notebooked_dagster.realtime.messages import Event, Inbox
+from notebooked_dagster.realtime.messages import REAL_TIME, Event, Inbox
 
 from .base import Port, PortState
 
@@ -21,6 +21,8 @@ log = logging.getLogger("notebooked.realtime.tcp")
 _RECONNECT = (0.5, 1.0, 2.0, 5.0)
 # A peer that takes nothing for this long is gone; the rules must not wait for it for ever.
 _LONGEST_SEND = 2.0
+# A system exclusive message without an end would fill the memory; the longest real ones are samples of some 100 kB.
+_LONGEST_MESSAGE = 1 << 20
 
 
 class TcpPort(Port):
@@ -128,12 +130,18 @@ class TcpPort(Port):
         writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._writers[writer] = f"{peer[0]}:{peer[1]}"
         log.info("%s: %s connected", self.name, self._writers[writer])
-        parser = mido.Parser()
+        parser, held = mido.Parser(), 0
         try:
             while data := await reader.read(4096):
                 parser.feed(data)
+                held += len(data)
                 for message in parser:
+                    if message.type not in REAL_TIME:
+                        held = 0
                     await inbox.put(Event.of(self.name, message))
+                if held > _LONGEST_MESSAGE:
+                    inbox.missed(self.name, "message too long", 1)
+                    parser, held = mido.Parser(), 0
         except OSError as error:
             log.info("%s: %s", self.name, error)
         finally:

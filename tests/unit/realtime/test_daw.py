@@ -218,6 +218,9 @@ async def test_files_of_the_exchange_folder_are_taken_once_when_they_are_whole(
     async def take(path: Path) -> None:
         arrived.append(path.name)
 
+    def refused(path: Path, target: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
     exchange = Exchange(tmp_path, take)
     task = asyncio.create_task(exchange.run())
     await eventually((tmp_path / "in").is_dir)
@@ -233,14 +236,24 @@ async def test_files_of_the_exchange_folder_are_taken_once_when_they_are_whole(
             await asyncio.sleep(0.01)
     (tmp_path / "in" / "broken.mid").write_bytes(b"MThd no")
     (tmp_path / "in" / "notes.txt").write_text("not for us")
+    (tmp_path / "in" / "folder.mid").mkdir()
+    (tmp_path / "in" / "gone.mid").symlink_to("nowhere")
     await eventually(lambda: exchange.taken and exchange.refused)
     shutil.copy(whole, tmp_path / "in" / "slow.mid")
     await eventually(lambda: len(exchange.taken) == 2)
+    # One that cannot be moved away is not taken up once a second.
+    monkeypatch.setattr(Path, "rename", refused)
+    for name in ("stuck.mid", "another.mid"):
+        shutil.copy(whole, tmp_path / "in" / name)
+        await eventually(lambda name=name: name in arrived)
+    monkeypatch.undo()
     task.cancel()
-    assert arrived == ["slow.mid", "slow.mid"]
+    assert arrived == ["slow.mid", "slow.mid", "stuck.mid", "another.mid"]
     assert exchange.refused == ["broken.mid"]
     assert sorted(path.name for path in (tmp_path / "done").iterdir()) == ["slow-1.mid", "slow.mid"]
-    assert [path.name for path in (tmp_path / "in").iterdir()] == ["notes.txt"]
+    assert {path.name for path in (tmp_path / "in").iterdir()} == {
+        "notes.txt", "folder.mid", "gone.mid", "stuck.mid", "another.mid",
+    }  # fmt: skip
     folder = tmp_path / "take-1"
     folder.mkdir()
     shutil.copy(whole, folder / "take.mid")

@@ -24,6 +24,7 @@ from notebooked_dagster.realtime.messages import Counters, Event, Inbox
 from notebooked_dagster.realtime.packages import needed
 from notebooked_dagster.realtime.ports import LoopbackPort, RtpPort, SystemPort, TcpPort, mdns
 from notebooked_dagster.realtime.ports import applemidi as apple
+from notebooked_dagster.realtime.ports import tcp as tcp_module
 from tests.unit.realtime.kit import eventually
 
 NOTE = mido.Message("note_on", note=60, velocity=64)
@@ -82,7 +83,7 @@ async def test_full_queues_make_who_can_wait_wait_and_count_what_is_lost() -> No
     assert counters.waiting() == len(inbox) + 1
 
 
-async def test_tcp_speaks_what_mido_speaks() -> None:
+async def test_tcp_speaks_what_mido_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
     port = TcpPort("net", "127.0.0.1", 0, listen=True)
     async with MidiHandler([port]) as midi:
         with pytest.raises(PortError):
@@ -94,9 +95,15 @@ async def test_tcp_speaks_what_mido_speaks() -> None:
         await midi.send("net", NOTE)
         assert await asyncio.to_thread(other.receive) == NOTE
         assert "127.0.0.1" in port.state.detail
+        # A message without an end, with clocks between its bytes: not all of it is kept.
+        monkeypatch.setattr(tcp_module, "_LONGEST_MESSAGE", 10_000)
+        other._socket.sendall(b"\xf0" + b"\1" * 9_000 + b"\xf8" + b"\1" * 9_000 + b"\xf7")
+        other.send(NOTE)
+        assert [event.kind for event in await some(midi, 2)] == ["clock", "note_on"]
+        assert midi.counters.dropped == {("net", "message too long"): 1}
         other._socket.shutdown(socket.SHUT_RDWR)
         await eventually(lambda: not port.state.connected)
-        assert midi.inbox.take_gaps()[0].reason == "disconnected"
+        assert midi.inbox.take_gaps()[-1].reason == "disconnected"
 
 
 async def test_a_tcp_client_comes_back_and_a_slow_reader_slows_its_sender() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -100,12 +101,16 @@ async def test_a_disk_that_takes_nothing_loses_no_run(tmp_path: Path) -> None:
 async def test_a_file_that_is_no_request_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "spool").mkdir()
     (tmp_path / "spool" / "000000000001-x.json").write_text("{}")
+    # Somebody's copy of a request: whole, but under no name of ours.
+    copy = {"rule": "door", "request": {"job": "b"}, "mark": "m"}
+    (tmp_path / "spool" / "copy-of-it.json").write_text(json.dumps(copy))
     host, counters = Host(), Counters()
     host.there = True
     async with serving(tmp_path / "spool", host, counters) as requests:
         requests.offer(parcel("a"))
         await eventually(lambda: host.runs)
-        await eventually(lambda: [path.name for path in files(tmp_path)] == ["000000000001-x.json"])
+        await eventually(lambda: len(files(tmp_path)) == 2)
+    assert [path.name for path in files(tmp_path)] == ["000000000001-x.json", "copy-of-it.json"]
 
 
 def files(folder: Path) -> list[Path]:
