@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import shlex
 import subprocess
 import sys
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from .doctor import Check
 
 _NONE = "There is none. `notebooked edge add NAME USER@HOST` declares one."
+
+
+_ADDRESS = re.compile(r"(?:(?P<user>[^@]*)@)?(?P<host>\[[^\]]+\]|[^:@]+)(?::(?P<port>\d{1,5}))?")
 
 
 @click.group("edge")
@@ -70,12 +74,26 @@ def add(
     from notebooked_dagster.edge.devices import FILE, fleet_of, load_fleet, with_device
 
     path = session().root() / FILE
-    user, _, rest = address.rpartition("@")
-    host, _, port = rest.partition(":")
+    parts = _ADDRESS.fullmatch(address)
+    if parts is None:
+        raise click.BadParameter(
+            f"{address!r} is no address; write [USER@]HOST[:PORT], and an IPv6 address in brackets.",
+            param_hint="ADDRESS",
+        )
+    user, host, port = parts["user"], parts["host"].strip("[]"), parts["port"]
     if path.exists() and load_fleet(path).get(name) is not None:
         raise ConfigError(
             f"There is a device {name!r} already.", path=path, hint="Edit it there, or take another name."
         )
+    entry: dict[str, Any] = {"name": name, "host": host}
+    entry |= {"user": user} if user else {}
+    entry |= {"port": int(port)} if port else {}
+    entry |= {"key": str(key)} if key else {}
+    entry |= {"labels": list(labels)} if labels else {}
+    entry |= {"capacity": capacity} if capacity != 1 else {}
+    entry |= {"offline": True} if offline else {}
+    # Before anybody is asked over there.
+    fleet_of([entry], path.parent)
     if host_key is None:
         host_key, fingerprint = _shown_key(host, port or "22")
         session().note(f"{host} shows the key {fingerprint}.")
@@ -83,13 +101,7 @@ def add(
             "Is it the device's (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub there)?", err=True
         ):
             raise click.Abort
-    entry: dict[str, Any] = {"name": name, "host": host, "host_key": host_key}
-    entry |= {"user": user} if user else {}
-    entry |= {"port": int(port)} if port else {}
-    entry |= {"key": str(key)} if key else {}
-    entry |= {"labels": list(labels)} if labels else {}
-    entry |= {"capacity": capacity} if capacity != 1 else {}
-    entry |= {"offline": True} if offline else {}
+    entry["host_key"] = host_key
     fleet_of([entry], path.parent)
     write_atomic(path, with_device(path, entry))
     session().emit(entry, lambda: f"{name} is in {FILE}. `notebooked edge doctor {name}` looks at it.")

@@ -18,6 +18,8 @@ from notebooked_dagster.errors import ConfigError
 FILE = "edge.yaml"
 LAUNCHER = "notebooked_dagster.edge.launcher"
 _VERSION = r"\d+\.\d+(\.\d+)?"
+# ssh takes what begins with a dash for an option.
+_WORD = r"^[^-\s]\S*$"
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
 
 
@@ -27,8 +29,10 @@ class Device(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(pattern=_NAME, description="What runs call it by: the tag `notebooked/device`.")
-    host: str = Field(min_length=1, description="Its address or name in the network.")
-    user: str | None = Field(None, description="Who logs in; the user of this process where not given.")
+    host: str = Field(pattern=_WORD, description="Its address or name in the network.")
+    user: str | None = Field(
+        None, pattern=_WORD, description="Who logs in; the user of this process where not given."
+    )
     port: int = Field(22, ge=1, le=65535, description="Where its SSH server listens.")
     key: Path | None = Field(None, description="The private key; what ssh finds by itself where not given.")
     host_key: str | None = Field(
@@ -66,7 +70,7 @@ class Device(BaseModel):
     @field_validator("host_key")
     @classmethod
     def _is_key(cls, value: str | None) -> str | None:
-        if value is not None and len(value.split()) < 2:
+        if value is not None and (len(value.split()) < 2 or len(value.splitlines()) > 1):
             raise ValueError(
                 "has to be a type and a key, as `ssh-keyscan` prints them behind the host's name"
             )
@@ -139,10 +143,28 @@ def launcher_config(root: Path) -> dict[str, Any]:
     for folder in (Path(home), root) if home else (root,):
         path = folder / "dagster.yaml"
         if path.exists():
-            found = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("run_launcher") or {}
+            found = _mapping(_yaml(path), path, "").get("run_launcher")
+            found = _mapping(found, path, "run_launcher")
             if found.get("module") == LAUNCHER:
-                return {name: _told(value) for name, value in (found.get("config") or {}).items()}
+                config = _mapping(found.get("config"), path, "run_launcher.config")
+                return {name: _told(value) for name, value in config.items()}
     return {}
+
+
+def _yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        told = " ".join(str(error).split())
+        raise ConfigError(f"It cannot be read: {told}.", path=path) from error
+
+
+def _mapping(value: Any, path: Path, key: str) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ConfigError("This has to be a mapping.", path=path, key=key or None)
+    return value
 
 
 def launcher_state(root: Path, state: Path) -> Path:

@@ -122,18 +122,20 @@ class Link:
             How: ``rsync`` or ``sftp``.
         """
         folder = f"{self.device.folder}/{target}"
+        # Behind a colon both look for a path.
+        host = f"[{self.device.host}]" if ":" in self.device.host else self.device.host
         made = self._run(f"mkdir -p {shlex.quote(folder)} && command -v rsync >/dev/null; echo $?", b"", 60)
         if shutil.which("rsync") and made.stdout.strip() == b"0":
             link = ["--link-dest", f"../{base}"] if base else []
             command = [
                 "rsync", "-rlptc", "--delete", "--partial", "-z", *link,
                 "-e", shlex.join(["ssh", *self.options(user=True)]),
-                f"{source}/", f"{self.device.host}:{folder}/",
+                f"{source}/", f"{host}:{folder}/",
             ]  # fmt: skip
             self._transfer(command, b"", timeout)
             return "rsync"
         batch = f"put -R -p {_sftp_quoted(f'{source}/.')} {_sftp_quoted(folder)}\n"
-        command = ["sftp", "-q", *self.options(user=True, port="-P"), "-b", "-", self.device.host]
+        command = ["sftp", "-q", *self.options(user=True, port="-P"), "-b", "-", host]
         self._transfer(command, batch.encode(), timeout)
         return "sftp"
 
@@ -155,7 +157,9 @@ class Link:
             found += ["-i", str(device.key), "-o", "IdentitiesOnly=yes"]
         known = self._known_hosts()
         if known is not None:
-            found += ["-o", f"UserKnownHostsFile={known}", "-o", "GlobalKnownHostsFile=/dev/null"]
+            # It takes several, with blanks between them, and replaces what stands behind a percent sign.
+            quoted = '"' + str(known).replace("%", "%%") + '"'
+            found += ["-o", f"UserKnownHostsFile={quoted}", "-o", "GlobalKnownHostsFile=/dev/null"]
         if device.host_key is not None:
             # The name in our file; an alias of ssh's configuration stands for another address.
             found += ["-o", f"HostKeyAlias={device.name}"]

@@ -80,6 +80,9 @@ def test_capacity_is_never_exceeded(load: dict[str, int]) -> None:
         ("devices:\n  - {name: a, host: b, folder: ../c}\n", ["a folder of its own"]),
         ("devices:\n  - {name: a, host: b, capacity: 0}\n", ["devices[0].capacity"]),
         ("devices:\n  - {name: a, host: b, host_key: AAAA}\n", ["ssh-keyscan"]),
+        ("devices:\n  - {name: a, host: -oProxyCommand=b}\n", ["devices[0].host"]),
+        ("devices:\n  - {name: a, host: b, user: c d}\n", ["devices[0].user"]),
+        ('devices:\n  - {name: a, host: b, host_key: "a b\\nc d"}\n', ["ssh-keyscan"]),
         ("- a\n", ["a mapping with the key `devices`"]),
     ],
 )
@@ -132,6 +135,15 @@ def test_the_devices_are_the_launchers(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "project/others.yaml").write_text("devices:\n- {name: a, host: b}\n")
     assert names({"devices_file": {"env": "THE_FILE"}}) == ["a"]
     assert names({"devices": [{"name": "c", "host": "d"}]}) == ["c"]
+    for wrong in (
+        "run_launcher: [",
+        "- a",
+        "run_launcher: a",
+        f"run_launcher: {{module: {launcher['module']}, config: [a]}}",
+    ):
+        (tmp_path / "dagster.yaml").write_text(wrong)
+        with pytest.raises(ConfigError, match=r"dagster\.yaml"):
+            declared_fleet(tmp_path / "project")
 
 
 def test_sshs_own_configuration_of_a_host_holds(tmp_path: Path) -> None:

@@ -83,7 +83,8 @@ def test_a_release_gets_there_once_and_is_switched_at_once(
         pytest.skip("no rsync here (Debian: apt install rsync)")
     if how == "sftp":
         monkeypatch.setattr(ssh.shutil, "which", lambda name: None if name == "rsync" else found(name))
-    device, there = link(pi, tmp_path)
+    # A project may lie anywhere.
+    device, there = link(pi, tmp_path / "my state, 100%h")
     state = tmp_path / "state"
     first = make_release(project, state)
     assert bring(first, device, there) == how

@@ -83,6 +83,24 @@ def test_a_host_without_ssh_is_told_what_to_install(
     assert (project / "edge.yaml").read_text() == DEVICES
 
 
+@pytest.mark.parametrize("address", ["pi@b:ssh", "pi@b:99999", "fe80::1", "-oProxyCommand=b", "", "a@b@c"])
+def test_what_is_no_address_is_told_before_anybody_is_asked(
+    project: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setattr(edge, "_shown_key", None)
+    code, text = asked(project, "add", "--yes", "new", "--", address)
+    assert code in (1, 2)
+    assert "Traceback" not in text
+    assert any(word in text for word in ("address", "devices[0].host", "devices[0].port"))
+    assert (project / "edge.yaml").read_text() == DEVICES
+
+
+def test_an_address_of_ipv6_is_written_in_brackets(project: Path) -> None:
+    code, text = asked(project, "add", "new", "pi@[fe80::1]:2222", "--host-key", "ssh-ed25519 AAAA")
+    assert code == 0, text
+    assert "host: fe80::1\n" in (project / "edge.yaml").read_text()
+
+
 def test_a_damaged_journal_is_shown_up_to_the_damage(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = encode({"kind": "exit", "why": "exit", "code": 0})
     damaged = whole + whole.replace(b"exit", b"exot", 1) + whole
