@@ -27,6 +27,8 @@ _RESERVED = 256 * 1024
 _FOR_EXIT = 16 * 1024
 _HEADER = 18
 _HEADER_FORM = re.compile(rb"[0-9a-f]{8} [0-9a-f]{8} ")
+# No record has a line's end in it.
+_NEXT = re.compile(rb"\n" + _HEADER_FORM.pattern)
 _CHUNK = 1 << 20
 
 
@@ -74,6 +76,8 @@ def decode(data: bytes, start: int = 0) -> Iterator[Record]:
             return
         end = at + _HEADER + int(header[:8], 16) + 1
         if end > len(data):
+            if _more(data, at):
+                raise JournalError(f"The journal is damaged at byte {start + at}.")
             return
         payload = data[at + _HEADER : end - 1]
         if zlib.crc32(payload) != int(header[9:17], 16) or data[end - 1 : end] != b"\n":
@@ -86,9 +90,7 @@ def decode(data: bytes, start: int = 0) -> Iterator[Record]:
 
 def _more(data: bytes, at: int) -> bool:
     """Whether a record follows what is none. A file system may leave zeros where data had not reached the disk."""
-    rest = data[at:].strip(b"\0")
-    _, found, behind = rest.partition(b"\n")
-    return bool(found and _HEADER_FORM.match(behind))
+    return _NEXT.search(data, at) is not None
 
 
 def clock() -> float:
