@@ -23,6 +23,8 @@ _RECONNECT = (0.5, 1.0, 2.0, 5.0)
 _LONGEST_SEND = 2.0
 # A system exclusive message without an end would fill the memory; the longest real ones are samples of some 100 kB.
 _LONGEST_MESSAGE = 1 << 20
+# Each has a file handle, and takes need some.
+_MOST_PEERS = 16
 
 
 class TcpPort(Port):
@@ -112,6 +114,10 @@ class TcpPort(Port):
             await asyncio.sleep(_RECONNECT[0])
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._writers) >= _MOST_PEERS:
+            log.warning("%s: one more than %d peers is not heard", self.name, _MOST_PEERS)
+            writer.transport.abort()
+            return
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)

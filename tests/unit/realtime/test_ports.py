@@ -101,6 +101,10 @@ async def test_tcp_speaks_what_mido_speaks(monkeypatch: pytest.MonkeyPatch) -> N
         other.send(NOTE)
         assert [event.kind for event in await some(midi, 2)] == ["clock", "note_on"]
         assert midi.counters.dropped == {("net", "message too long"): 1}
+        monkeypatch.setattr(tcp_module, "_MOST_PEERS", 1)
+        one_more = await asyncio.to_thread(socket.create_connection, port.address, 5)
+        with one_more, contextlib.suppress(ConnectionResetError):
+            assert await asyncio.to_thread(one_more.recv, 1) == b""
         other._socket.shutdown(socket.SHUT_RDWR)
         await eventually(lambda: not port.state.connected)
         assert midi.inbox.take_gaps()[-1].reason == "disconnected"
