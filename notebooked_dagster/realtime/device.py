@@ -76,6 +76,9 @@ class PortConfig(Strict):
         if self.session is not None and self.kind != "rtp":
             raise ValueError(f"`session` is of rtp; a port of kind {self.kind} has none")
         ends = [end for end in (self.listen, self.connect, self.session) if end is not None]
+        end = self.listen if self.listen is not None else self.connect
+        if self.kind == "rtp" and end is not None and _address(end)[1] == 65535:
+            raise ValueError("RTP-MIDI takes the next port, too, and there is none behind 65535")
         if network and len(ends) != 1:
             raise ValueError(
                 f"a port of kind {self.kind} has either `listen` or `connect`{', or `session`' if self.kind == 'rtp' else ''}"

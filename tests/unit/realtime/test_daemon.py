@@ -197,6 +197,7 @@ def test_systemd_hears_that_it_lives_and_that_it_stops_and_kill_9_leaves_a_take(
         ("ports: [{name: a, kind: tcp}]", "either `listen` or `connect`"),
         ("ports: [{name: a, listen: 5004}]", "has neither"),
         ("ports: [{name: a, kind: tcp, listen: here}]", "no address"),
+        ("ports: [{name: a, kind: rtp, listen: 65535}]", "there is none behind 65535"),
         ("ports: [{name: a}, {name: a}]", "two ports or sensors are called 'a'"),
         ("sensors: [{name: d, pin: 3}]", "write `gpio: lgpio`"),
         ("clock: {to: synth}", "clock.to names 'synth'"),
