@@ -68,6 +68,7 @@ def environment_page() -> str:
 
 def defs_page() -> str:
     """Every key of ``defs.yaml``."""
+    from notebooked_dagster.components import Takes
     from notebooked_dagster.config import ExperimentConfig
     from notebooked_dagster.config.loading import PROVIDER_OPTIONS
 
@@ -79,9 +80,11 @@ def defs_page() -> str:
     return "\n".join(
         [
             "# `assets/<experiment>/defs.yaml`\n",
-            "The keys below stand under `attributes:`.\n",
+            "The keys below stand under `attributes:` of `type: notebooked_dagster.NotebookExperiment`.\n",
             *model_tables(ExperimentConfig, "attributes"),
             *options,
+            "",
+            *model_tables(Takes, "attributes, with type: notebooked_dagster.Takes"),
         ]
     )
 
