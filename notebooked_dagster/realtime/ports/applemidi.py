@@ -22,6 +22,7 @@ _JOURNAL = 0x40
 _FIRST_DELTA = 0x20
 _MAX_SHORT = 15
 _MAX_LONG = 4095
+_LONGEST_NAME = 64
 #: Data bytes after each status byte of a system common message; system exclusive is apart.
 _COMMON = {0xF1: 1, 0xF2: 2, 0xF3: 1, 0xF6: 0}
 
@@ -132,7 +133,8 @@ def _session(data: bytes) -> Packet:
         if version != VERSION:
             raise PacketError(f"protocol version {version}")
         peer = data[_COMMAND.size :].split(b"\0", 1)[0].decode("utf-8", "replace")
-        return Command(name.decode(), token, ssrc, peer)
+        # It is shown on the page, and written into the log.
+        return Command(name.decode(), token, ssrc, "".join(filter(str.isprintable, peer))[:_LONGEST_NAME])
     if name == b"CK":
         _, _, ssrc, count, *stamps = _CLOCK.unpack_from(data)
         return Clock(ssrc, count, (stamps[0], stamps[1], stamps[2]))

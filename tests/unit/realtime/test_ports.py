@@ -167,6 +167,12 @@ def test_packets_come_out_as_they_went_in(commands: list[tuple[int, bytes]], seq
     assert apple.parse(packet.to_bytes()) == packet
 
 
+def test_a_peers_name_forges_no_line_of_the_log_and_fills_no_page() -> None:
+    told = apple.parse(apple.Command("IN", 1, 2, "a\nERROR " + "x" * 60_000).to_bytes())
+    assert isinstance(told, apple.Command)
+    assert told.peer == "aERROR " + "x" * 57
+
+
 @given(
     BYTES,
     st.sampled_from(
