@@ -302,7 +302,8 @@ def logs(run_id: str, device: str | None) -> None:
             session().emit(data, functools.partial("\n".join, text))
             return
     raise JobNotFoundError(
-        f"No device that answers knows run {run_id}.", hint="`notebooked edge list` shows which answer."
+        f"No device that answers knows run {run_id}.",
+        hint="`notebooked edge list` shows which answer; of a run that is still queued nothing is there yet.",
     )
 
 
