@@ -228,6 +228,7 @@ def memory(root: Path) -> None:
             jobs.write_text(jobs.read_text().replace("executor=dg.in_process", f"executor=dg.{executor}"))
             config = {"ops": {"drip": {"config": {"lines": 20, "pause": 0.1, "name": executor}}}}
             run_id = studio.launch("slow", config)
+            studio.start(run_id)
             process = keeper(device, run_id)
             rows.append((f"a run, executor {executor}", *most(process, lambda: not process.is_running())))  # noqa: B023
             studio.tend(120, run_id)
