@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from .doctor import Check
 
 _NONE = "There is none. `notebooked edge add NAME USER@HOST` declares one."
-
-
 _ADDRESS = re.compile(r"(?:(?P<user>[^@]*)@)?(?P<host>\[[^\]]+\]|[^:@]+)(?::(?P<port>\d{1,5}))?")
 
 

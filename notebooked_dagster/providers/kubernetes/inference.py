@@ -14,10 +14,9 @@ from typing import Any
 
 from notebooked_dagster.config.kubernetes import KubernetesEndpoint
 from notebooked_dagster.errors import ConfigError
-from notebooked_dagster.providers.cloud.serving import ROLES
 
 from . import manifests
-from .manifests import ENDPOINT, NONCE, OPERATOR, ROLE, VERSION, kube_name
+from .manifests import ENDPOINT, NONCE, VERSION, kube_name
 from .pods import KSERVE, MANAGED
 
 # The label that tells one start of a version from another.
@@ -150,28 +149,6 @@ def with_share(found: Mapping[str, Any], canary: int | None) -> dict[str, Any]:
     else:
         made["spec"]["predictor"]["canaryTrafficPercent"] = canary
     return made
-
-
-def record(
-    name: str, version: str, roles: Mapping[str, str], shares: str, options: KubernetesEndpoint
-) -> dict[str, Any]:
-    """The endpoint's Service: it says which version has which role, and leads nowhere: KServe does."""
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {
-            "name": kube_name(name),
-            "labels": {**options.labels, **MANAGED, ENDPOINT: kube_name(name)},
-            "annotations": {
-                ENDPOINT: name,
-                OPERATOR: "kserve",
-                **{ROLE + role: roles[role] for role in ROLES if role in roles},
-                manifests.SHARES: shares,
-                **({manifests.ADDRESS: options.gateway} if options.gateway else {}),
-            },
-        },
-        "spec": {"clusterIP": "None"},
-    }
 
 
 # What it says

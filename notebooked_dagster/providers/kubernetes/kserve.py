@@ -13,7 +13,6 @@ Without Knative (KServe's raw mode) there are no revisions: a Deployment is roll
 from __future__ import annotations
 
 import contextlib
-import json
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -106,8 +105,9 @@ class InferenceServices:
         if before is None:
             self._latest(name, version, document, None, serves=False, mode=options.mode)
             self._ask_example(name, version, document, serves=False)
-            shares = json.dumps({version: 100})
-            self._versions.create(inference.record(name, version, roles, shares, options), name, version)
+            # It leads nowhere: KServe does.
+            record = manifests.record(name, version, roles, options, options.gateway, **{OPERATOR: "kserve"})
+            self._versions.create(record, name, version)
             return
         now = self._claimed(before, alone="challenger" in before.roles)
         self._latest(name, version, document, 0, serves=True, mode=options.mode)

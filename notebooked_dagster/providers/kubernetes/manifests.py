@@ -155,7 +155,32 @@ def deployment(
 
 def service(name: str, version: str, roles: Mapping[str, str], options: KubernetesEndpoint) -> dict[str, Any]:
     """An endpoint whose first version this is."""
-    found = address(name, options)
+    made = record(name, version, roles, options, address(name, options))
+    made["spec"] = {
+        "selector": {ENDPOINT: kube_name(name), VERSION: version},
+        "ports": [{"name": "http", "port": 80, "targetPort": "http", "appProtocol": "http"}],
+    }
+    return made
+
+
+def record(
+    name: str,
+    version: str,
+    roles: Mapping[str, str],
+    options: KubernetesEndpoint,
+    found_at: str | None,
+    **more: str,
+) -> dict[str, Any]:
+    """The Service of an endpoint whose first version this is: it says which version has which role, and leads nowhere.
+
+    Args:
+        name: The endpoint's.
+        version: The version's; it has all traffic.
+        roles: Version by role.
+        options: For labels.
+        found_at: Where it is asked from outside of the cluster, where that is known.
+        more: Annotations.
+    """
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -164,15 +189,13 @@ def service(name: str, version: str, roles: Mapping[str, str], options: Kubernet
             "labels": {**options.labels, **MANAGED, ENDPOINT: kube_name(name)},
             "annotations": {
                 ENDPOINT: name,
+                **more,
                 **{ROLE + role: roles[role] for role in ROLES if role in roles},
                 SHARES: json.dumps({version: 100}),
-                **({ADDRESS: found} if found else {}),
+                **({ADDRESS: found_at} if found_at else {}),
             },
         },
-        "spec": {
-            "selector": {ENDPOINT: kube_name(name), VERSION: version},
-            "ports": [{"name": "http", "port": 80, "targetPort": "http", "appProtocol": "http"}],
-        },
+        "spec": {"clusterIP": "None"},
     }
 
 
