@@ -29,6 +29,11 @@ def _object(required: tuple[str, ...] = (), /, **properties: Any) -> dict[str, A
     }
 
 
+def _conditions(**more: Any) -> dict[str, Any]:
+    known = {"lastTransitionTime": _TIME, "message": _TEXT, "reason": _TEXT, "status": _TEXT, "type": _TEXT}
+    return {"type": "array", "items": _object(("status", "type"), **known, **more)}
+
+
 PYTORCH_JOB = _object(
     ("apiVersion", "kind", "metadata", "spec"),
     apiVersion={"const": "kubeflow.org/v1"},
@@ -59,18 +64,7 @@ PYTORCH_JOB = _object(
     ),
     status=_object(
         completionTime=_TIME,
-        conditions={
-            "type": "array",
-            "items": _object(
-                ("status", "type"),
-                lastTransitionTime=_TIME,
-                lastUpdateTime=_TIME,
-                message=_TEXT,
-                reason=_TEXT,
-                status=_TEXT,
-                type=_TEXT,
-            ),
-        },
+        conditions=_conditions(lastUpdateTime=_TIME),
         lastReconcileTime=_TIME,
         replicaStatuses={
             "type": "object",
@@ -118,18 +112,7 @@ INFERENCE_SERVICE = _object(
                 url=_TEXT,
             ),
         },
-        conditions={
-            "type": "array",
-            "items": _object(
-                ("status", "type"),
-                lastTransitionTime=_TIME,
-                message=_TEXT,
-                reason=_TEXT,
-                severity=_TEXT,
-                status=_TEXT,
-                type=_TEXT,
-            ),
-        },
+        conditions=_conditions(severity=_TEXT),
         deploymentMode=_TEXT,
         observedGeneration=_WHOLE,
         url=_TEXT,

@@ -6,6 +6,7 @@ A cloud's own file holds the faults that only that cloud has.
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,9 +22,30 @@ from notebooked_dagster.errors import (
     TrainingCancelledError,
     TrainingKilledError,
 )
-from notebooked_dagster.providers.base import Experiment, JobStatus
+from notebooked_dagster.providers.base import Endpoint, Experiment, JobStatus
 from notebooked_dagster.providers.cloud.provider import CloudProvider
 from tests.contract.scripts import write_scripts
+
+
+def deployed_at_once(
+    machine: Callable[[int], CloudProvider], experiment: Experiment, model: str, *, machines: int = 2
+) -> list[Endpoint | NotebookedError]:
+    """What became of several deployments of the endpoint ``live`` at once, each from a machine of its own."""
+    outcomes: list[Endpoint | NotebookedError] = []
+
+    def deploy(number: int) -> None:
+        try:
+            outcomes.append(machine(number).deploy(experiment, model, "live"))
+        except NotebookedError as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=deploy, args=(number,)) for number in range(machines)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(outcomes) == machines
+    return outcomes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,7 +34,7 @@ from notebooked_dagster.providers.base import EndpointStatus, Experiment, JobSta
 from tests.clouds.azure import CONTAINER, GROUP, LOGS, WORKSPACE, WORKSPACE_ID, AzureServer
 from tests.clouds.azure_kit import azure_provider, azure_server
 from tests.contract.scripts import write_scripts
-from tests.unit.providers.faults import Kit, StopFaults, acting, until
+from tests.unit.providers.faults import Kit, StopFaults, acting, deployed_at_once, until
 
 ROWS = {"dataframe_records": [{"x": 1.0}]}
 LIVE = azure_name(WORKSPACE_ID, "live")
@@ -396,21 +396,9 @@ def test_a_first_deployment_that_fails_leaves_no_endpoint(
 def test_of_two_deployments_at_once_one_is_told_to_wait(
     azure: AzureServer, provider: AzureProvider, experiment: Experiment, served: str, tmp_path: Path
 ) -> None:
-    outcomes: list[object] = []
-
-    def deploy(number: int) -> None:
-        try:
-            outcomes.append(
-                azure_provider(tmp_path / f"state-{number}", azure).deploy(experiment, served, "live")
-            )
-        except DeploymentConflictError as error:
-            outcomes.append(error)
-
-    threads = [threading.Thread(target=deploy, args=(number,)) for number in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    outcomes = deployed_at_once(
+        lambda number: azure_provider(tmp_path / f"state-{number}", azure), experiment, served
+    )
     kinds = sorted(type(item).__name__ for item in outcomes)
     # Either one was told to wait, or they were far enough apart to follow each other.
     assert kinds in (["DeploymentConflictError", "Endpoint"], ["Endpoint", "Endpoint"])

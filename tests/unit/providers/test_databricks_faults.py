@@ -21,7 +21,6 @@ from notebooked_dagster.errors import (
     DeploymentConflictError,
     DeploymentError,
     EndpointNotFoundError,
-    NotebookedError,
     ProviderError,
     QuotaError,
 )
@@ -32,7 +31,7 @@ from notebooked_dagster.providers.databricks.registry import write_model
 from tests.clouds.databricks import CATALOG, SCHEMA, VOLUME, DatabricksServer
 from tests.clouds.databricks_kit import databricks_provider, databricks_server, settings
 from tests.contract.scripts import write_scripts
-from tests.unit.providers.faults import Kit, StopFaults, acting
+from tests.unit.providers.faults import Kit, StopFaults, acting, deployed_at_once
 
 ROWS = {"dataframe_records": [{"x": 1.0}]}
 
@@ -371,21 +370,9 @@ def test_two_deployments_at_once_are_one_and_a_conflict(
 ) -> None:
     provider.deploy(experiment, models[0], "live")
     server.workspace.pace = 0.5
-    results: list[object] = []
-
-    def deploy(number: int) -> None:
-        try:
-            results.append(
-                databricks_provider(tmp_path / f"machine-{number}").deploy(experiment, models[1], "live")
-            )
-        except NotebookedError as error:
-            results.append(error)
-
-    threads = [threading.Thread(target=deploy, args=(number,)) for number in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    results = deployed_at_once(
+        lambda number: databricks_provider(tmp_path / f"machine-{number}"), experiment, models[1]
+    )
     conflicts = [item for item in results if isinstance(item, DeploymentConflictError)]
     assert (len(results), len(conflicts)) == (2, 1)
     assert provider.predict("live", ROWS) == {"predictions": [13.0]}

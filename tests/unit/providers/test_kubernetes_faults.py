@@ -35,7 +35,7 @@ from notebooked_dagster.providers.kubernetes import KubernetesProvider
 from tests.clouds.kube import KubeServer
 from tests.clouds.kube_kit import BUCKET, kube_server, kubernetes_provider, s3, settings
 from tests.contract.scripts import write_scripts
-from tests.unit.providers.faults import JobFaults, Kit, on_line, until
+from tests.unit.providers.faults import JobFaults, Kit, deployed_at_once, on_line, until
 
 ROWS = {"dataframe_records": [{"x": 1.0}]}
 
@@ -533,22 +533,13 @@ def test_a_challenger_that_fails_leaves_the_split_as_it_was(
 def test_two_deployments_at_once_are_one_and_a_conflict(
     kube: KubeServer, experiment: Experiment, model: str, tmp_path: Path
 ) -> None:
-    results: list[object] = []
-
-    def deploy(number: int) -> None:
-        try:
-            mine = kubernetes_provider(tmp_path / f"machine-{number}", kube)
-            results.append(mine.deploy(experiment, model, "live"))
-        except NotebookedError as error:
-            results.append(error)
-
-    threads = [threading.Thread(target=deploy, args=(number,)) for number in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    results = deployed_at_once(
+        lambda number: kubernetes_provider(tmp_path / f"machine-{number}", kube),
+        experiment,
+        model,
+        machines=3,
+    )
     failed = [item for item in results if isinstance(item, NotebookedError)]
-    assert len(results) == 3
     assert [repr(item) for item in failed if not isinstance(item, DeploymentConflictError)] == []
     mine = kubernetes_provider(tmp_path / "another", kube)
     assert mine.predict("live", ROWS) == {"predictions": [3.0]}

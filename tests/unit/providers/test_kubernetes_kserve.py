@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +27,7 @@ from tests.clouds.kube import KubeServer
 from tests.clouds.kube_kit import BUCKET, kserve_provider, kube_server, kubernetes_provider, s3
 from tests.clouds.kube_models import problems
 from tests.contract.scripts import write_model, write_scripts
+from tests.unit.providers.faults import deployed_at_once
 
 ROWS = {"dataframe_records": [{"x": 1.0}]}
 NAME = "nbd-live-kserve"
@@ -168,22 +168,10 @@ def test_of_two_deployments_at_once_the_earlier_is_told(
     kube: KubeServer, provider: KubernetesProvider, experiment: Experiment, model: str, tmp_path: Path
 ) -> None:
     provider.deploy(experiment, model, "live")
-    results: list[object] = []
-
-    def deploy(number: int) -> None:
-        try:
-            mine = kserve_provider(tmp_path / f"machine-{number}", kube)
-            results.append(mine.deploy(experiment, model, "live"))
-        except NotebookedError as error:
-            results.append(error)
-
-    threads = [threading.Thread(target=deploy, args=(number,)) for number in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    results = deployed_at_once(
+        lambda number: kserve_provider(tmp_path / f"machine-{number}", kube), experiment, model
+    )
     failed = [item for item in results if isinstance(item, NotebookedError)]
-    assert len(results) == 2
     assert [repr(item) for item in failed if not isinstance(item, DeploymentConflictError)] == []
     live = provider.endpoint("live")
     until(lambda: provider.endpoint("live").status is EndpointStatus.HEALTHY)

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,7 +19,6 @@ from notebooked_dagster.errors import (
     ConfigError,
     CredentialsError,
     DataError,
-    DeploymentConflictError,
     DeploymentError,
     ProviderError,
     QuotaError,
@@ -32,7 +30,7 @@ from notebooked_dagster.providers.sagemaker.session import translated
 from tests.clouds.aws import AwsServer
 from tests.clouds.kit import BUCKET, ROLE, sagemaker_provider
 from tests.contract.scripts import write_scripts
-from tests.unit.providers.faults import Kit, StopFaults, acting
+from tests.unit.providers.faults import Kit, StopFaults, acting, deployed_at_once
 
 ROWS = {"dataframe_records": [{"x": 1.0}]}
 
@@ -390,21 +388,9 @@ def test_a_first_deployment_that_fails_leaves_no_endpoint(
 def test_of_two_deployments_at_once_one_is_told_to_wait(
     aws: AwsServer, provider: SageMakerProvider, experiment: Experiment, served: str, tmp_path: Path
 ) -> None:
-    outcomes: list[object] = []
-
-    def deploy(number: int) -> None:
-        try:
-            outcomes.append(
-                sagemaker_provider(tmp_path / f"state-{number}").deploy(experiment, served, "live")
-            )
-        except DeploymentConflictError as error:
-            outcomes.append(error)
-
-    threads = [threading.Thread(target=deploy, args=(number,)) for number in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    outcomes = deployed_at_once(
+        lambda number: sagemaker_provider(tmp_path / f"state-{number}"), experiment, served
+    )
     kinds = sorted(type(item).__name__ for item in outcomes)
     # Either one was told to wait, or they were far enough apart to follow each other.
     assert kinds in (["DeploymentConflictError", "Endpoint"], ["Endpoint", "Endpoint"])

@@ -36,7 +36,7 @@ from tests.clouds.gcp import ACCOUNT, ApiError, GcpServer
 from tests.clouds.gcp_kit import BUCKET, gcp_server, settings, vertex_provider
 from tests.clouds.gcs import Reply
 from tests.contract.scripts import write_scripts
-from tests.unit.providers.faults import Kit, StopFaults, acting
+from tests.unit.providers.faults import Kit, StopFaults, acting, deployed_at_once
 
 ROWS = {"dataframe_records": [{"x": 1.0}]}
 
@@ -655,21 +655,9 @@ def test_a_first_deployment_that_fails_leaves_no_endpoint(
 def test_of_two_deployments_at_once_one_is_told_to_wait(
     gcp: GcpServer, provider: VertexProvider, experiment: Experiment, served: str, tmp_path: Path
 ) -> None:
-    outcomes: list[object] = []
-
-    def deploy(number: int) -> None:
-        try:
-            outcomes.append(
-                vertex_provider(tmp_path / f"state-{number}", gcp).deploy(experiment, served, "live")
-            )
-        except DeploymentConflictError as error:
-            outcomes.append(error)
-
-    threads = [threading.Thread(target=deploy, args=(number,)) for number in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    outcomes = deployed_at_once(
+        lambda number: vertex_provider(tmp_path / f"state-{number}", gcp), experiment, served
+    )
     kinds = sorted(type(item).__name__ for item in outcomes)
     # Either one was told to wait, or they were far enough apart to follow each other.
     assert kinds in (["DeploymentConflictError", "Endpoint"], ["Endpoint", "Endpoint"])
