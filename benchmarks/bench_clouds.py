@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -55,7 +54,6 @@ class Cloud:
         provider: Ours.
         calls: Of the cloud's API, as they come.
         peer: Submits by the bare SDK: the package, and what ours submitted under another number.
-        violations: What was sent or answered against the published API.
     """
 
     provider: CloudProvider
@@ -278,7 +276,7 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    asked: list[Any] = [name for name in sys.argv[1:] if name != "--json"]
+    asked = [name for name in sys.argv[1:] if name != "--json"]
     if unknown := [name for name in asked if name not in CLOUDS]:
         sys.exit(f"No such cloud: {', '.join(unknown)}. There are {', '.join(CLOUDS)}.")
     if "--json" in sys.argv:

@@ -9,7 +9,8 @@
         kubernetes: {job_namespace: dagster}
         docker: {network: notebooked}
 
-``dagster.yaml`` cannot say "if"; this class can, so that the same file serves a laptop and a cluster.
+``dagster.yaml`` cannot say "if"; this class can, so that the same file serves a laptop and a cluster. Where the variable says
+nothing, runs go to devices if an ``edge.yaml`` lies here, and are executed here if none does.
 """
 
 from __future__ import annotations
